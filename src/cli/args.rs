@@ -1,0 +1,238 @@
+//! The arguments as they are typed. What they mean together is checked where they are used.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use runahead::dtype::KvDtype;
+use runahead::engine::{DeviceId, Mode};
+use runahead::runahead::partition::Split;
+
+use super::bench::BenchArgs;
+
+/// Short time to first token: one prompt's prefill chained over several GPUs of any vendor, and the CPU.
+#[derive(Debug, Parser)]
+#[command(name = "runahead", version, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the adapters of this machine
+    Devices(DevicesArgs),
+    /// Fetch a model into the cache and print its path
+    Pull(PullArgs),
+    /// Answer a prompt
+    Generate(GenerateArgs),
+    /// Write the logits of every position of a prompt
+    Logits(LogitsArgs),
+    /// Compare a chain of adapters with one adapter
+    Verify(VerifyArgs),
+    /// Measure the time to the first token and the rate of decoding
+    Bench(BenchArgs),
+}
+
+/// Arguments of `devices`.
+#[derive(Debug, clap::Args)]
+pub struct DevicesArgs {
+    /// A JSON array instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `pull`.
+#[derive(Debug, clap::Args)]
+pub struct PullArgs {
+    /// `smollm2`, or ORG/REPO of the Hugging Face hub; ORG/REPO:FILE where it holds several GGUF files
+    #[arg(value_name = "MODEL", default_value = "smollm2")]
+    pub model: String,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// Take the text as it is, not through the model's chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Tokens to generate at most
+    #[arg(short, value_name = "N", default_value_t = 128)]
+    pub n: usize,
+    /// Adapters in the order of the chain: indices of `devices`, or cpu; one named twice is opened twice.
+    /// Every real GPU unless said here, else the CPU
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    /// Prefill on the last adapter alone, or as a chain over all
+    #[arg(long, value_enum, default_value_t = Prefill::Runahead)]
+    pub prefill: Prefill,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// Only 0 yet: the likeliest token each time
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Tokens that prompt and answer may take together; as many as they need unless said here
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// One JSON object instead of the text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `logits`.
+#[derive(Debug, clap::Args)]
+pub struct LogitsArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub tokens: TokensArgs,
+    /// Adapters of the chain, as in `generate`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The prompt, taken as it is; a built-in text unless said here
+    #[arg(short, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// Adapters of the chain; compared with the first one alone. One GPU alone is compared with the CPU
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+}
+
+/// Which model.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// A GGUF file, or a folder in Hugging Face layout; what `pull smollm2` fetched unless said here
+    #[arg(short, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+}
+
+/// Which prompt.
+#[derive(Debug, clap::Args)]
+#[group(id = "prompt_source", required = true, multiple = false)]
+pub struct PromptArgs {
+    /// The prompt
+    #[arg(short, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// A file that holds the prompt; - is stdin
+    #[arg(short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Token ids: 1,2,3
+    #[arg(long, value_name = "IDS")]
+    pub tokens: Option<String>,
+    /// A file of token ids, a JSON array or separated by commas or white space; - is stdin
+    #[arg(long, value_name = "FILE")]
+    pub tokens_file: Option<PathBuf>,
+}
+
+/// Which token ids.
+#[derive(Debug, clap::Args)]
+#[group(id = "tokens_source", required = true, multiple = false)]
+pub struct TokensArgs {
+    /// Token ids: 1,2,3
+    #[arg(long, value_name = "IDS")]
+    pub tokens: Option<String>,
+    /// A file of token ids, a JSON array or separated by commas or white space; - is stdin
+    #[arg(long, value_name = "FILE")]
+    pub tokens_file: Option<PathBuf>,
+}
+
+/// How the prompt is cut.
+#[derive(Debug, clap::Args)]
+pub struct SplitArgs {
+    /// Tokens of each adapter: even, or N0,N1,… in multiples of 16 (the last one takes the rest of a granule)
+    #[arg(long, value_name = "SPLIT", value_parser = parse_split, default_value = "even")]
+    pub split: Split,
+}
+
+/// What the cache holds.
+#[derive(Debug, clap::Args)]
+pub struct KvArgs {
+    /// Element type of the K/V cache
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    pub kv: Kv,
+}
+
+/// See [`Mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Prefill {
+    Single,
+    Runahead,
+}
+
+impl From<Prefill> for Mode {
+    fn from(prefill: Prefill) -> Self {
+        match prefill {
+            Prefill::Single => Mode::Single,
+            Prefill::Runahead => Mode::Runahead,
+        }
+    }
+}
+
+/// See [`KvDtype`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kv {
+    F16,
+    F32,
+}
+
+impl From<Kv> for KvDtype {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F16 => KvDtype::F16,
+            Kv::F32 => KvDtype::F32,
+        }
+    }
+}
+
+fn parse_split(text: &str) -> Result<Split, String> {
+    if text == "even" {
+        return Ok(Split::Even);
+    }
+    let length = |part: &str| part.trim().parse().map_err(|_| format!("`{part}` is no number of tokens"));
+    text.split(',').map(length).collect::<Result<_, _>>().map(Split::Given)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_split_is_even_or_lengths() {
+        assert_eq!(parse_split("even"), Ok(Split::Even));
+        assert_eq!(parse_split("64, 32,4"), Ok(Split::Given(vec![64, 32, 4])));
+        for text in ["", "odd", "64,", "64,-1", "64;32", "1e2"] {
+            assert!(parse_split(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Runs one case: once to warm up, then as often as asked.
+
+use std::time::Instant;
+
+use runahead::cancel::Cancel;
+use runahead::engine::{Engine, Mode, Options, PrefillReport, Session};
+use runahead::runahead::partition::Split;
+
+use super::BenchArgs;
+use super::cases::Case;
+use crate::cli::failure::Failure;
+
+/// What the runs of a case gave, one entry each.
+pub enum Measured {
+    Prefill(Vec<PrefillReport>),
+    /// Tokens per second.
+    Decode(Vec<f64>),
+}
+
+impl Measured {
+    /// What the reader must know.
+    pub fn note(&self) -> Option<&str> {
+        match self {
+            Measured::Prefill(reports) => reports.first()?.note.as_deref(),
+            Measured::Decode(_) => None,
+        }
+    }
+
+    /// How many adapters took part, the last ones of those that were named.
+    pub fn n_adapters(&self, case: &Case) -> usize {
+        match (self, case) {
+            (Measured::Prefill(reports), Case::Prefill { .. }) => reports.first().map_or(1, |r| r.adapters.len()),
+            _ => 1,
+        }
+    }
+}
+
+/// Measures a case in a session of its own.
+///
+/// # Errors
+/// The engine's, a cancel.
+pub fn case(engine: &Engine, case: &Case, args: &BenchArgs, cancel: &Cancel) -> Result<Measured, Failure> {
+    let mut session = engine.session()?;
+    let mut run = |i: u32| {
+        cancel.check()?;
+        session.clear();
+        match *case {
+            Case::Prefill { mode, prompt, depth } => {
+                let split = if mode == Mode::Single { Split::Even } else { args.split.split.clone() };
+                prefill(&mut session, engine, mode, split, prompt, depth, u64::from(i)).map(Run::Prefill)
+            }
+            Case::Decode { tokens, depth } => {
+                decode(&mut session, engine, tokens, depth, u64::from(i)).map(Run::Decode)
+            }
+        }
+    };
+    run(0)?;
+    let (mut reports, mut rates) = (Vec::new(), Vec::new());
+    for i in 1..=args.repetitions {
+        match run(i)? {
+            Run::Prefill(report) => reports.push(report),
+            Run::Decode(rate) => rates.push(rate),
+        }
+    }
+    Ok(if reports.is_empty() { Measured::Decode(rates) } else { Measured::Prefill(reports) })
+}
+
+enum Run {
+    Prefill(PrefillReport),
+    Decode(f64),
+}
+
+fn prefill(
+    session: &mut Session,
+    engine: &Engine,
+    mode: Mode,
+    split: Split,
+    prompt: usize,
+    depth: usize,
+    seed: u64,
+) -> Result<PrefillReport, Failure> {
+    if depth > 0 {
+        let before = Options { max_tokens: 1, mode, ..Options::default() };
+        session.generate(&ids(engine, depth, !seed), &before)?;
+    }
+    let options = Options { max_tokens: 1, mode, split, ..Options::default() };
+    let report = session.generate(&ids(engine, prompt, seed), &options)?.report().clone();
+    Ok(report)
+}
+
+/// Tokens per second behind `depth` tokens, or behind one where there are none: something has to come before the first.
+fn decode(session: &mut Session, engine: &Engine, tokens: usize, depth: usize, seed: u64) -> Result<f64, Failure> {
+    let options = Options { max_tokens: tokens + 1, mode: Mode::Single, stop_at_end: false, ..Options::default() };
+    let ids = ids(engine, depth.max(1), seed);
+    let mut generation = session.generate(&ids, &options)?;
+    // The first token is the prefill's.
+    generation.next().transpose()?;
+    let started = Instant::now();
+    for i in 0..tokens {
+        if generation.next().transpose()?.is_none() {
+            return Err(Failure::Other(format!("the answer ended after {i} of {tokens} tokens")));
+        }
+    }
+    Ok(tokens as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Token ids without a pattern, others for each seed.
+fn ids(engine: &Engine, n: usize, seed: u64) -> Vec<u32> {
+    let vocab = engine.config().vocab as u64;
+    // Marsaglia's xorshift; its state must not be 0.
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (((state >> 32) * vocab) >> 32) as u32
+    };
+    (0..n).map(|_| next()).collect()
+}

@@ -1,0 +1,85 @@
+//! From the arguments of a command to a loaded engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use runahead::cancel::Cancel;
+use runahead::dtype::KvDtype;
+use runahead::engine::{DeviceId, Engine, EngineBuilder, default_devices, devices};
+use runahead::error::Error;
+
+use super::args::ModelArgs;
+use super::failure::Failure;
+use super::output;
+use super::progress::Bars;
+use super::pull;
+
+/// Reads the model's files; nothing is loaded yet.
+pub fn files(args: &ModelArgs) -> Result<EngineBuilder, Failure> {
+    let path = match &args.model {
+        Some(path) => path.clone(),
+        None => pulled()?,
+    };
+    Ok(Engine::builder(path)?)
+}
+
+fn pulled() -> Result<PathBuf, Failure> {
+    let path = pull::smollm2_path()?;
+    if path.is_file() {
+        return Ok(path);
+    }
+    let text =
+        format!("no model is named (-m), and {} is not there: `runahead pull smollm2` fetches it", path.display());
+    Err(Failure::Other(text))
+}
+
+/// The adapters that were named, else those that a chain takes by itself.
+pub fn named_or_default(named: &[DeviceId]) -> Vec<DeviceId> {
+    if named.is_empty() { default_devices(&devices()) } else { named.to_vec() }
+}
+
+/// What an engine is opened with.
+pub struct Opening<'a> {
+    pub devices: &'a [DeviceId],
+    pub context: usize,
+    pub kv: KvDtype,
+    pub cancel: &'a Cancel,
+    pub bars: &'a Arc<Bars>,
+}
+
+/// Loads the model.
+pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Failure> {
+    let bars = Arc::clone(opening.bars);
+    let opened = files
+        .devices(opening.devices.iter().copied())
+        .context(opening.context)
+        .kv(opening.kv)
+        .cancel(opening.cancel.clone())
+        .on_progress(move |progress| bars.show(progress))
+        .open();
+    opening.bars.clear();
+    Ok(opened?)
+}
+
+/// The tokens that `prompt` and `behind` more need, not above the model's own context.
+pub fn context_for(files: &EngineBuilder, prompt: usize, behind: usize) -> Result<usize, Failure> {
+    let most = files.config().max_context;
+    if prompt > most {
+        return Err(Error::ContextFull { needed: prompt, context: most }.into());
+    }
+    Ok(prompt.saturating_add(behind).min(most))
+}
+
+/// Says which adapters computed which part of the prompt.
+pub fn tell_partition(engine: &Engine, lengths: &[usize]) {
+    let names = engine.adapters().collect::<Vec<_>>();
+    let unused = names.len() - lengths.len();
+    if unused > 0 {
+        let (used, all) = (lengths.len(), names.len());
+        output::note(&format!(
+            "note: the prompt has {used} granules of tokens only: the last {used} of {all} adapters ran"
+        ));
+    }
+    let parts = names[unused..].iter().zip(lengths).map(|(name, n)| format!("{name}: {n} tokens"));
+    output::note(&parts.collect::<Vec<_>>().join(", "));
+}

@@ -1,0 +1,53 @@
+//! What the user sees: result lines on stdout, notes and progress on stderr.
+
+use std::io::{ErrorKind, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::failure::Failure;
+
+/// Writes `text` to stdout and flushes it, so that a reader sees it now.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::ClosedPipe),
+        Err(error) => Err(Failure::Other(format!("stdout: {error}"))),
+    }
+}
+
+/// Writes a line to stdout.
+pub fn line(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes a line to stderr. Where that is closed there is nobody to tell.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A bar over bytes; draws nothing where stderr is no terminal.
+pub fn byte_bar(what: &str, total_bytes: Option<u64>, done_bytes: u64) -> ProgressBar {
+    let template = match total_bytes {
+        Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        None => "{msg} {bytes} {bytes_per_sec}",
+    };
+    let bar = ProgressBar::with_draw_target(total_bytes, ProgressDrawTarget::stderr()).with_position(done_bytes);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.reset_eta();
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// Writes a value to stdout as JSON, one key per line.
+pub fn json_pretty(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Other(format!("JSON: {e}")))?;
+    line(&text)
+}
+
+/// Bytes for people: three digits and a binary unit.
+pub fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}

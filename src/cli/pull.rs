@@ -1,0 +1,44 @@
+//! `runahead pull`: fetches a model into the cache and prints its path, the only line on stdout.
+//!
+//! Downloads are resumed where they were cut, in the same run and in the next; a file appears under its name only once it is whole and its hash, where one
+//! is known, is right. One process pulls at a time. Nothing is ever removed from the cache but unfinished downloads.
+
+mod cache;
+mod download;
+mod http;
+mod hub;
+mod smollm2;
+
+use runahead::cancel::Cancel;
+
+use super::args::PullArgs;
+use super::failure::Failure;
+use super::output;
+
+/// Runs the command.
+pub fn run(args: &PullArgs, cancel: &Cancel) -> Result<(), Failure> {
+    let source = Source::parse(&args.model)?;
+    let cache = cache::Cache::find()?;
+    let path = match &source {
+        Source::SmolLm2 => smollm2::pull(&cache, cancel)?,
+        Source::Hub(repo) => hub::pull(&cache, repo, cancel)?,
+    };
+    output::line(&path.to_string_lossy())
+}
+
+/// Where SmolLM2 is once it was pulled.
+pub fn smollm2_path() -> Result<std::path::PathBuf, Failure> {
+    Ok(smollm2::path(&cache::Cache::find()?))
+}
+
+/// What to fetch.
+enum Source {
+    SmolLm2,
+    Hub(hub::Repo),
+}
+
+impl Source {
+    fn parse(name: &str) -> Result<Self, Failure> {
+        if name == "smollm2" { Ok(Self::SmolLm2) } else { hub::Repo::parse(name).map(Self::Hub) }
+    }
+}

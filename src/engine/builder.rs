@@ -1,0 +1,245 @@
+//! Opening a model: files first, so that a prompt can be counted before memory is taken, then adapters.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cancel::Cancel;
+use crate::config::ModelConfig;
+use crate::dims::{GRANULE, round_up};
+use crate::dtype::{Dtype, KvDtype};
+use crate::engine::{DeviceId, Engine, OnProgress, Progress, Shared, default_devices, devices};
+use crate::error::{Error, Result};
+use crate::gpu::{self, GpuAdapter};
+use crate::kernels::Kernels;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::wgsl::Wgsl;
+use crate::model::{LoadOptions, Model};
+use crate::runahead::node::{Adapter, Loaded};
+use crate::template::{ChatTemplate, Message};
+use crate::tokenizer::Tokenizer;
+use crate::weights::ModelFiles;
+
+/// Context of an engine that nobody asked for more: enough for a conversation, small enough for any adapter.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// Chooses how a model is loaded. Made by [`Engine::builder`].
+pub struct EngineBuilder {
+    files: ModelFiles,
+    devices: Vec<DeviceId>,
+    context: Option<usize>,
+    kv: KvDtype,
+    cancel: Cancel,
+    progress: OnProgress,
+}
+
+impl Engine {
+    /// Reads a model's files: a GGUF file, or a folder in Hugging Face layout.
+    ///
+    /// # Errors
+    /// What is wrong with the files, before any adapter is touched.
+    pub fn builder(path: impl AsRef<Path>) -> Result<EngineBuilder> {
+        ModelFiles::open(path.as_ref()).map(EngineBuilder::new)
+    }
+
+    /// A model with random weights in `dtype`, the same for the same `seed`: measures speed without a file. It has no tokenizer.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::synthetic`].
+    pub fn synthetic(config: ModelConfig, dtype: Dtype, seed: u64) -> Result<EngineBuilder> {
+        ModelFiles::synthetic(config, dtype, seed).map(EngineBuilder::new)
+    }
+}
+
+impl EngineBuilder {
+    fn new(files: ModelFiles) -> Self {
+        Self {
+            files,
+            devices: Vec::new(),
+            context: None,
+            kv: KvDtype::default(),
+            cancel: Cancel::new(),
+            progress: Arc::new(|_| {}),
+        }
+    }
+
+    /// The adapters, in the order of the chain; the last one decodes. An adapter named twice is opened as two logical ones. Without this, every
+    /// real GPU, else the CPU.
+    pub fn devices(mut self, devices: impl IntoIterator<Item = DeviceId>) -> Self {
+        self.devices = devices.into_iter().collect();
+        self
+    }
+
+    /// Tokens that a session can hold (4,096 or the model's own context if that is shorter, unless said here).
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// Element type of the K/V cache (f16 unless said here).
+    pub fn kv(mut self, dtype: KvDtype) -> Self {
+        self.kv = dtype;
+        self
+    }
+
+    /// A flag that ends the load and everything after it.
+    pub fn cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Called with the progress of load and prefill, from the engine's threads; must not block.
+    pub fn on_progress(mut self, call: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Arc::new(call);
+        self
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.files.config
+    }
+
+    /// The model's tokenizer; a folder with weights alone has none.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.files.tokenizer.as_ref()
+    }
+
+    /// The model's chat template, where it has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.files.template.as_ref()
+    }
+
+    /// Number of parameters of the model.
+    pub fn n_parameters(&self) -> u64 {
+        self.files.weights.n_parameters()
+    }
+
+    /// Bytes of the model's weights.
+    pub fn weights_bytes(&self) -> u64 {
+        self.files.weights.n_bytes()
+    }
+
+    /// As [`Engine::prompt_tokens`], before anything is loaded.
+    ///
+    /// # Errors
+    /// See [`Engine::prompt_tokens`].
+    pub fn prompt_tokens(&self, text: &str, raw: bool) -> Result<Vec<u32>> {
+        prompt_tokens(&self.files, text, raw)
+    }
+
+    /// Opens the adapters and loads the model on each, all at the same time.
+    ///
+    /// # Errors
+    /// An adapter that is not there, a tensor that is missing or ill-shaped, too little memory, a cancel.
+    pub fn open(self) -> Result<Engine> {
+        let stop = self.cancel.clone();
+        self.open_until(&stop)
+    }
+
+    pub(super) fn own_cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
+    /// As [`EngineBuilder::open`]; `stop` ends the load, the builder's own cancel the engine.
+    pub(super) fn open_until(self, stop: &Cancel) -> Result<Engine> {
+        let config = Arc::new(self.files.config.clone());
+        let context = self.context.unwrap_or(DEFAULT_CONTEXT.min(config.max_context));
+        if context == 0 || context > config.max_context {
+            return Err(Error::ContextFull { needed: context, context: config.max_context });
+        }
+        let context = round_up(context, GRANULE);
+        let ids = if self.devices.is_empty() { default_devices(&devices()) } else { self.devices.clone() };
+        let gpus = if ids.contains(&DeviceId::Cpu) && ids.len() == 1 { Vec::new() } else { gpu::enumerate() };
+        let opening = Opening { builder: &self, stop, config: &config, gpus: &gpus, ids: &ids, context };
+        let adapters: Vec<Result<Box<dyn Adapter>>> = std::thread::scope(|scope| {
+            let loads: Vec<_> = (0..ids.len())
+                .map(|i| {
+                    scope.spawn({
+                        let o = &opening;
+                        move || o.adapter(i)
+                    })
+                })
+                .collect();
+            let died = |i: usize| Error::WorkerDied { adapter: ids[i].to_string() };
+            loads.into_iter().enumerate().map(|(i, l)| l.join().unwrap_or_else(|_| Err(died(i)))).collect()
+        });
+        let adapters = adapters.into_iter().collect::<Result<_>>()?;
+        let shared = Shared {
+            files: self.files,
+            config,
+            adapters,
+            context,
+            kv: self.kv,
+            cancel: self.cancel,
+            progress: self.progress,
+        };
+        Ok(Engine { shared: Arc::new(shared) })
+    }
+}
+
+struct Opening<'a> {
+    builder: &'a EngineBuilder,
+    stop: &'a Cancel,
+    config: &'a Arc<ModelConfig>,
+    gpus: &'a [GpuAdapter],
+    ids: &'a [DeviceId],
+    context: usize,
+}
+
+impl Opening<'_> {
+    fn adapter(&self, i: usize) -> Result<Box<dyn Adapter>> {
+        let id = self.ids[i];
+        match id {
+            DeviceId::Cpu => {
+                let n_cpus = self.ids.iter().filter(|&&d| d == DeviceId::Cpu).count();
+                let name = self.logical_name("cpu", i);
+                let threads = (Cpu::default_threads() / n_cpus).max(1);
+                self.load(Arc::new(Cpu::new(&name, threads)?), name)
+            }
+            DeviceId::Gpu(index) => {
+                let adapter = self.gpus.get(index).ok_or_else(|| self.no_adapter(id))?;
+                let name = self.logical_name(&adapter.info().name, i);
+                self.load(Arc::new(Wgsl::new(Arc::new(adapter.open()?))?), name)
+            }
+        }
+    }
+
+    fn load<K: Kernels>(&self, kernels: Arc<K>, name: String) -> Result<Box<dyn Adapter>> {
+        let progress = |done_bytes, total_bytes| {
+            (self.builder.progress)(Progress::Load { adapter: name.clone(), done_bytes, total_bytes });
+        };
+        let options = LoadOptions { context: self.context, cancel: self.stop, progress: &progress };
+        let model = Model::load(kernels, Arc::clone(self.config), &self.builder.files.weights, &options)?;
+        Ok(Box::new(Loaded { name: name.clone(), model: Arc::new(model) }))
+    }
+
+    /// The device's name; further logical adapters on it are numbered from 2.
+    fn logical_name(&self, name: &str, i: usize) -> String {
+        match self.ids[..i].iter().filter(|&&d| d == self.ids[i]).count() {
+            0 => name.to_owned(),
+            before => format!("{name} #{}", before + 1),
+        }
+    }
+
+    fn no_adapter(&self, id: DeviceId) -> Error {
+        let names = self.gpus.iter().enumerate().map(|(i, g)| format!("{i} ({})", g.info().name));
+        let available = names.chain(["cpu".to_owned()]).collect::<Vec<_>>().join(", ");
+        Error::NoAdapter { name: id.to_string(), available }
+    }
+}
+
+pub(super) fn prompt_tokens(files: &ModelFiles, text: &str, raw: bool) -> Result<Vec<u32>> {
+    let tokenizer =
+        files.tokenizer.as_ref().ok_or_else(|| Error::Tokenizer("the model has none; give token ids".to_owned()))?;
+    if text.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    let ids = match (&files.template, raw) {
+        (Some(template), false) => {
+            let text = template.render(&[Message { role: "user".to_owned(), content: text.to_owned() }], true)?;
+            // The template writes the special tokens itself.
+            tokenizer.encode(&text, false)?
+        }
+        _ => tokenizer.encode(text, true)?,
+    };
+    if ids.is_empty() { Err(Error::EmptyPrompt) } else { Ok(ids) }
+}

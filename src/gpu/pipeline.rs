@@ -1,0 +1,141 @@
+//! Compute pipelines: layouts derived from the checked module, shaders handed on as naga modules, everything cached.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::buffer::Owner;
+use super::caps::Caps;
+use super::native;
+use super::shader::{Access, CheckedShader, ShaderSpec, check};
+use crate::error::Result;
+
+/// A compiled kernel variant.
+pub struct Pipeline {
+    pub(super) name: String,
+    pub(super) raw: wgpu::ComputePipeline,
+    pub(super) layout: Arc<Layout>,
+    pub(super) owner: Arc<Owner>,
+    workgroup_size: [u32; 3],
+}
+
+impl Pipeline {
+    /// Kernel and variant.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Invocations of a workgroup in each dimension, overrides resolved.
+    pub fn workgroup_size(&self) -> [u32; 3] {
+        self.workgroup_size
+    }
+}
+
+impl fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pipeline({})", self.name)
+    }
+}
+
+/// Size of the parameters and kinds of the storage bindings: pipelines that agree in these share layouts, and so bind groups.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Signature {
+    pub params_bytes: u32,
+    pub storage: Vec<Access>,
+}
+
+impl Signature {
+    /// Bytes that the uniform binding shows: whole rows of 16, as HLSL lays constant buffers out.
+    pub fn uniform_bytes(&self) -> u64 {
+        u64::from(self.params_bytes).next_multiple_of(16)
+    }
+}
+
+pub(super) struct Layout {
+    pub signature: Signature,
+    pub id: usize,
+    pub bindings: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
+}
+
+/// The pipelines and layouts of one device.
+pub(super) struct Pipelines {
+    owner: Arc<Owner>,
+    made: Mutex<HashMap<String, Arc<Pipeline>>>,
+    layouts: Mutex<HashMap<Signature, Arc<Layout>>>,
+}
+
+impl Pipelines {
+    pub fn new(owner: &Arc<Owner>) -> Self {
+        Self { owner: owner.clone(), made: Mutex::default(), layouts: Mutex::default() }
+    }
+
+    pub fn get(&self, key: &str) -> Option<Arc<Pipeline>> {
+        lock(&self.made).get(key).cloned()
+    }
+
+    /// Keeps a pipeline that the device has accepted. Two threads may compile the same one, since no lock is held meanwhile: the first stays.
+    pub fn keep(&self, key: String, pipeline: Pipeline) -> Arc<Pipeline> {
+        lock(&self.made).entry(key).or_insert_with(|| Arc::new(pipeline)).clone()
+    }
+
+    /// Compiles. The caller watches for errors of the device.
+    pub fn compile(&self, device: &wgpu::Device, caps: &Caps, spec: &ShaderSpec) -> Result<Pipeline> {
+        let shader = check(spec, caps)?;
+        let workgroup_size = shader.workgroup_size;
+        let layout = self.layout(device, &shader);
+        let desc = wgpu::ShaderModuleDescriptor {
+            label: Some(&spec.name),
+            source: wgpu::ShaderSource::Naga(Cow::Owned(shader.module)),
+        };
+        let module =
+            if spec.checked { device.create_shader_module(desc) } else { native::trusted_module(device, desc) };
+        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&spec.name),
+            layout: Some(&layout.pipeline),
+            module: &module,
+            entry_point: Some(spec.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &spec.overrides,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        Ok(Pipeline { name: spec.name.clone(), raw, layout, owner: self.owner.clone(), workgroup_size })
+    }
+
+    fn layout(&self, device: &wgpu::Device, shader: &CheckedShader) -> Arc<Layout> {
+        let signature = Signature { params_bytes: shader.params_bytes, storage: shader.storage.clone() };
+        let mut layouts = lock(&self.layouts);
+        let id = layouts.len();
+        layouts.entry(signature.clone()).or_insert_with(|| Arc::new(new_layout(device, signature, id))).clone()
+    }
+}
+
+fn new_layout(device: &wgpu::Device, signature: Signature, id: usize) -> Layout {
+    let entry = |binding, ty, has_dynamic_offset, min_binding_size| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size },
+        count: None,
+    };
+    let params = entry(0, wgpu::BufferBindingType::Uniform, true, NonZeroU64::new(signature.uniform_bytes()));
+    let storage = (1..).zip(&signature.storage).map(|(binding, access)| {
+        let read_only = *access == Access::Read;
+        entry(binding, wgpu::BufferBindingType::Storage { read_only }, false, None)
+    });
+    let entries = std::iter::once(params).chain(storage).collect::<Vec<_>>();
+    let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+    let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: None,
+        bind_group_layouts: &[Some(&bindings)],
+        immediate_size: 0,
+    });
+    Layout { signature, id, bindings, pipeline }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,273 @@
+//! The operations of a transformer layer as one trait, implemented twice under the same names: [`wgsl`] on GPUs and [`cpu`].
+//!
+//! Contract. A method with a `Recording` only *records*: nothing runs, nothing is allocated on the device, nothing is waited for. `submit` hands
+//! a recording to the device; submissions of one device run strictly in order and each sees the writes of those before it. A `write` is seen by
+//! every submission after it. The one thing that ever blocks is `wait`/`collect` (and, on the CPU adapter, `submit`, which computes in place).
+//!
+//! Granule invariant. Prefill operations (`Phase::Prefill`) give each row bits that depend on that row and the rows before it alone, never on
+//! how many rows were recorded together or where a tile began. Decode operations may use other orders of summation.
+//!
+//! Rows beyond what an operation names stay untouched. All sums are f32; stores to f16 saturate at ±65504.
+
+use std::ops::Range;
+
+use crate::cancel::Wait;
+use crate::config::RopePairs;
+use crate::dtype::Scalar;
+use crate::error::Result;
+use crate::weights::WeightTensor;
+
+pub mod cpu;
+pub mod wgsl;
+
+/// A device that can run a model.
+pub trait Kernels: Send + Sync + Sized + 'static {
+    /// A flat array of scalars on the device. Cheap to clone: clones share the storage.
+    type Tensor: Clone + Send + Sync;
+    /// A weight matrix `[out, in]` in the form the device reads fastest. Cheap to clone.
+    type Matrix: Clone + Send + Sync;
+    /// Work as a value.
+    type Recording: Send;
+    /// A point in the device's queue.
+    type Submitted: Clone + Send + Sync;
+    /// A copy of tensor elements on its way to the host.
+    type Download: Send;
+
+    /// The adapter's name, for errors.
+    fn name(&self) -> &str;
+    /// Element type of activations between operations (the residual stream is always f32).
+    fn activation(&self) -> Scalar;
+    /// Activation tensors hold a multiple of this many rows.
+    fn row_tile(&self) -> usize;
+    /// Cache tensors hold a multiple of this many rows.
+    fn key_tile(&self) -> usize;
+    /// Number of key splits that [`AttentionDecode::partial`] must have room for.
+    fn decode_splits(&self) -> usize;
+
+    /// A zeroed tensor.
+    fn tensor(&self, label: &str, scalar: Scalar, len: usize) -> Result<Self::Tensor>;
+    /// Bytes on the device that `matrix` will take, without making it.
+    fn matrix_bytes(&self, source: &MatrixSource) -> u64;
+    /// Uploads (GPU: repacked; CPU: keeps reading the file's mapping).
+    fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Self::Matrix>;
+    /// Host bytes into a tensor, from element `offset` on. `bytes.len()` is a multiple of 4.
+    fn write(&self, to: &Self::Tensor, offset: usize, bytes: &[u8]) -> Result<()>;
+
+    /// An empty recording.
+    fn begin(&self) -> Self::Recording;
+    /// Row lookup: `out[r] = table[ids[r]]`.
+    fn embed(&self, rec: &mut Self::Recording, op: Embed<'_, Self>) -> Result<()>;
+    /// RMSNorm: `out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight` (Zhang and Sennrich 2019).
+    fn norm(&self, rec: &mut Self::Recording, op: Norm<'_, Self>) -> Result<()>;
+    /// `x * weight^T` with an epilogue.
+    fn product(&self, rec: &mut Self::Recording, op: Product<'_, Self>) -> Result<()>;
+    /// Rotates Q in place and K into the cache, copies V into the cache.
+    fn rope_cache(&self, rec: &mut Self::Recording, op: RopeCache<'_, Self>) -> Result<()>;
+    /// Causal attention of many rows over the cache.
+    fn attention(&self, rec: &mut Self::Recording, op: Attention<'_, Self>) -> Result<()>;
+    /// Attention of one row, its keys split over the device and merged.
+    fn attention_decode(&self, rec: &mut Self::Recording, op: AttentionDecode<'_, Self>) -> Result<()>;
+    /// Index of the largest element of a row; the lowest index among equals.
+    fn arg_max(&self, rec: &mut Self::Recording, op: ArgMax<'_, Self>) -> Result<()>;
+    /// Copies elements out, as they stand at this point of the recording. `range` starts and ends at multiples of 4 bytes.
+    fn download(&self, rec: &mut Self::Recording, from: &Self::Tensor, range: Range<usize>) -> Result<Self::Download>;
+
+    /// Hands the work over. The CPU computes here and looks at the cancel between operations.
+    fn submit(&self, rec: Self::Recording, wait: &Wait) -> Result<Self::Submitted>;
+    /// Blocks until all up to this point has run.
+    fn wait(&self, point: &Self::Submitted, wait: &Wait) -> Result<()>;
+    /// Waits for the submission that holds the download, then shows the bytes to `read` and recycles the staging memory.
+    fn collect(
+        &self,
+        download: Self::Download,
+        after: &Self::Submitted,
+        wait: &Wait,
+        read: &mut dyn FnMut(&[u8]),
+    ) -> Result<()>;
+    /// Memory that this adapter can still give, in bytes, where the system tells.
+    fn free_memory(&self) -> Option<u64>;
+}
+
+/// Whether many rows of a prompt or one row of an answer are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Bound by the granule invariant.
+    Prefill,
+    /// One row, any order of summation: matrix-vector kernels.
+    Decode,
+}
+
+/// Where a weight matrix comes from: tensors `[rows, width]` of the same width, from the file.
+#[derive(Clone, Debug)]
+pub struct MatrixSource {
+    /// The tensors.
+    pub parts: Vec<WeightTensor>,
+    /// How their rows form the matrix.
+    pub rows: RowOrder,
+}
+
+/// How the rows of several tensors form one matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOrder {
+    /// One tensor's rows after the other's (Q, K, V).
+    Stacked,
+    /// Row 0 of each, row 1 of each … (gate and up, for [`Epilogue::SwiGlu`]); two parts of one shape.
+    Alternating,
+}
+
+/// See [`Kernels::embed`].
+pub struct Embed<'a, K: Kernels> {
+    /// Token ids, U32 `[rows]`, each below the table's row count (checked by the caller).
+    pub ids: &'a K::Tensor,
+    /// `[vocab, width]`.
+    pub table: &'a K::Matrix,
+    /// F32 `[rows, width]`.
+    pub out: &'a K::Tensor,
+    /// Number of rows.
+    pub rows: usize,
+}
+
+/// See [`Kernels::norm`].
+pub struct Norm<'a, K: Kernels> {
+    /// F32 `[.., width]`.
+    pub x: &'a K::Tensor,
+    /// F32 `[width]`.
+    pub weight: &'a K::Tensor,
+    /// Activation type `[.., width]`.
+    pub out: &'a K::Tensor,
+    /// Rows, the same in `x` and `out`.
+    pub rows: Range<usize>,
+    /// Elements of a row.
+    pub width: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// What a product does with its sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// `out = sum`, activation type `[.., n]` (F32 where `out` is F32).
+    Store,
+    /// `out += sum`, F32 `[.., n]`: the residual stream.
+    Add,
+    /// `out[c] = silu(sum[2c]) * sum[2c + 1]`, activation type `[.., n / 2]`, for [`RowOrder::Alternating`] matrices (Shazeer 2020).
+    SwiGlu,
+}
+
+/// See [`Kernels::product`].
+pub struct Product<'a, K: Kernels> {
+    /// Activation type `[.., width]`.
+    pub x: &'a K::Tensor,
+    /// `[n, width]`.
+    pub weight: &'a K::Matrix,
+    /// See [`Epilogue`].
+    pub out: &'a K::Tensor,
+    /// Rows of `x`.
+    pub rows: Range<usize>,
+    /// The row of `out` that belongs to `rows.start`.
+    pub out_row: usize,
+    /// What becomes of the sums.
+    pub epilogue: Epilogue,
+    /// Prefill takes the tile kernels whatever the row count; decode (one row) the matrix-vector kernel.
+    pub phase: Phase,
+}
+
+/// Sizes of attention that stay the same through a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadDims {
+    /// Query heads.
+    pub heads: usize,
+    /// K/V heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements of a head, a multiple of 4.
+    pub head_dim: usize,
+}
+
+impl HeadDims {
+    /// Elements of a row of `qkv`: `(heads + 2 kv_heads) * head_dim`.
+    pub const fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Elements of a query row.
+    pub const fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Elements of a cache row.
+    pub const fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// See [`Kernels::rope_cache`].
+pub struct RopeCache<'a, K: Kernels> {
+    /// Activation type `[.., (heads + 2 kv_heads) * head_dim]`: Q, K, V of each row; Q is rotated in place, K and V are left as they are.
+    pub qkv: &'a K::Tensor,
+    /// F32 `[context, head_dim / 2, 2]`: cosine and sine of every position and pair.
+    pub angles: &'a K::Tensor,
+    /// F16 or F32 `[tokens, kv_heads, head_dim]`.
+    pub k: &'a K::Tensor,
+    /// As `k`.
+    pub v: &'a K::Tensor,
+    /// Rows of `qkv`.
+    pub rows: Range<usize>,
+    /// Absolute position of `rows.start`; also its row in the cache.
+    pub position: usize,
+    /// Heads.
+    pub dims: HeadDims,
+    /// Which elements turn together.
+    pub pairs: RopePairs,
+}
+
+/// See [`Kernels::attention`].
+pub struct Attention<'a, K: Kernels> {
+    /// Rotated queries inside `qkv` rows, as [`RopeCache`] leaves them.
+    pub qkv: &'a K::Tensor,
+    /// F16 or F32 `[tokens, kv_heads, head_dim]`; rows `0..position + rows.len()` are valid.
+    pub k: &'a K::Tensor,
+    /// As `k`.
+    pub v: &'a K::Tensor,
+    /// Activation type `[.., heads * head_dim]`, same rows as `qkv`.
+    pub out: &'a K::Tensor,
+    /// Rows of `qkv` and `out`.
+    pub rows: Range<usize>,
+    /// Absolute position of `rows.start`; the row at position `p` sees keys `0..=p`.
+    pub position: usize,
+    /// Heads.
+    pub dims: HeadDims,
+    /// Multiplies every score (`head_dim^-1/2`).
+    pub scale: f32,
+}
+
+/// See [`Kernels::attention_decode`].
+pub struct AttentionDecode<'a, K: Kernels> {
+    /// As [`Attention::qkv`], row 0.
+    pub qkv: &'a K::Tensor,
+    /// As [`Attention::k`].
+    pub k: &'a K::Tensor,
+    /// As `k`.
+    pub v: &'a K::Tensor,
+    /// As [`Attention::out`], row 0.
+    pub out: &'a K::Tensor,
+    /// Scratch, F32 `[decode_splits, heads, head_dim + 2]`: unnormalised output, maximum and sum of each split.
+    pub partial: &'a K::Tensor,
+    /// Absolute position of the row; it sees keys `0..=position`.
+    pub position: usize,
+    /// Heads.
+    pub dims: HeadDims,
+    /// Multiplies every score.
+    pub scale: f32,
+}
+
+/// See [`Kernels::arg_max`].
+pub struct ArgMax<'a, K: Kernels> {
+    /// F32 `[.., width]`.
+    pub x: &'a K::Tensor,
+    /// The row.
+    pub row: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// U32 `[1]`.
+    pub out: &'a K::Tensor,
+}

@@ -1,0 +1,330 @@
+//! Causal attention over the K/V cache: blocks of keys with an online softmax for many rows, splits over keys for one.
+
+use std::ops::Range;
+
+use super::product::columns;
+use super::simd::Tile;
+use super::tensor::{Floats, Tensor};
+use super::{Context, Scratch};
+use crate::dtype::Scalar;
+use crate::error::Result;
+use crate::kernels::{self, HeadDims};
+
+/// Keys that are decoded together. Blocks begin at multiples of it, counted from key 0, whatever rows are computed.
+const KEY_BLOCK: usize = 64;
+/// Query rows times heads of a group that share a decoded block.
+const QUERY_BLOCK: usize = 96;
+/// Keys that are worth a split of their own when one row is computed.
+const SPLIT_KEYS: usize = 128;
+/// Stands for "no key yet": finite, so that differences of maxima never are NaN.
+const NO_KEY: f32 = -1e30;
+
+const CACHE: [Scalar; 2] = [Scalar::F16, Scalar::F32];
+
+/// Recorded attention of many rows.
+pub(super) struct Attention {
+    qkv: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    rows: Range<usize>,
+    position: usize,
+    dims: HeadDims,
+    scale: f32,
+}
+
+/// An error unless the heads fit together.
+pub(super) fn expect_heads(tensor: &Tensor, dims: HeadDims) -> Result<()> {
+    let n = dims.heads.checked_mul(2).and_then(|n| n.checked_add(dims.heads)); // kv_heads is at most heads
+    let sane = dims.heads > 0 && dims.kv_heads > 0 && dims.head_dim > 0;
+    if !sane
+        || !dims.heads.is_multiple_of(dims.kv_heads)
+        || !dims.head_dim.is_multiple_of(4)
+        || n.and_then(|n| n.checked_mul(dims.head_dim.checked_add(2)?)).is_none()
+    {
+        return Err(tensor.fault(format_args!("{dims:?}")));
+    }
+    Ok(())
+}
+
+impl Attention {
+    pub fn new(op: &kernels::Attention<'_, super::Cpu>) -> Result<Self> {
+        let dims = op.dims;
+        expect_heads(op.qkv, dims)?;
+        if op.rows.start > op.rows.end {
+            return Err(op.qkv.fault(format_args!("rows {:?}", op.rows)));
+        }
+        op.qkv.expect(&[Scalar::F32], op.rows.end, dims.qkv_width())?;
+        op.out.expect(&[Scalar::F32], op.rows.end, dims.q_width())?;
+        for cache in [op.k, op.v] {
+            cache.expect(&CACHE, op.position.saturating_add(op.rows.len()), dims.kv_width())?;
+        }
+        Tensor::expect_distinct(&[op.qkv, op.k, op.v, op.out])?;
+        Ok(Self {
+            qkv: op.qkv.clone(),
+            k: op.k.clone(),
+            v: op.v.clone(),
+            out: op.out.clone(),
+            rows: op.rows.clone(),
+            position: op.position,
+            dims,
+            scale: op.scale,
+        })
+    }
+
+    pub fn run(&self, ctx: &Context<'_>) -> Result<()> {
+        let (qkv, k, v, mut out) = (self.qkv.read()?, self.k.read()?, self.v.read()?, self.out.write()?);
+        let (q_width, qkv_width) = (self.dims.q_width(), self.dims.qkv_width());
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let group = self.dims.heads / self.dims.kv_heads;
+        let n_queries = (QUERY_BLOCK / group).max(1);
+        let out = &mut out.f32_mut()[self.rows.start * q_width..self.rows.end * q_width];
+        let mut tasks = Vec::new();
+        for (head, rows) in columns(out, q_width, group * self.dims.head_dim).into_iter().enumerate() {
+            let mut rows = rows.into_iter();
+            for first in (0..self.rows.len()).step_by(n_queries) {
+                tasks.push((head, first, rows.by_ref().take(n_queries).collect::<Vec<_>>()));
+            }
+        }
+        let qkv = &qkv.f32()[self.rows.start * qkv_width..self.rows.end * qkv_width];
+        let cache = (k.floats(), v.floats());
+        ctx.for_each(tasks, |_, (head, first, mut out), scratch| {
+            self.queries(ctx, head, self.position + first, &qkv[first * qkv_width..], cache, &mut out, scratch)
+        })
+    }
+
+    /// The query rows behind `out`, of the heads that share K/V head `head`; the first row is at `position` and at the start of `qkv`.
+    fn queries(
+        &self,
+        ctx: &Context<'_>,
+        head: usize,
+        position: usize,
+        qkv: &[f32],
+        (k, v): (Floats<'_>, Floats<'_>),
+        out: &mut [&mut [f32]],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let head_dim = self.dims.head_dim;
+        let group = self.dims.heads / self.dims.kv_heads;
+        let rows = out.len() * group;
+        let keys = position + out.len();
+        let padded = head_dim.next_multiple_of(ctx.simd.lanes());
+        let [q, scores, sums, keys_t, values, state, decoded] = scratch.slices([
+            rows * head_dim,
+            rows * KEY_BLOCK,
+            rows * padded,
+            head_dim * KEY_BLOCK,
+            KEY_BLOCK * padded,
+            2 * rows,
+            ctx.simd.lanes() * head_dim,
+        ]);
+        let width = group * head_dim;
+        for (q, qkv) in q.chunks_exact_mut(width).zip(qkv.chunks(self.dims.qkv_width())) {
+            q.iter_mut().zip(&qkv[head * width..]).for_each(|(q, x)| *q = x * self.scale);
+        }
+        let (maxima, totals) = state.split_at_mut(rows);
+        maxima.fill(NO_KEY);
+        totals.fill(0.0);
+        sums.fill(0.0);
+        values.fill(0.0);
+        for start in (0..keys).step_by(KEY_BLOCK) {
+            ctx.cancel.check()?;
+            let n = KEY_BLOCK.min(keys - start);
+            self.keys(ctx, k, head, start..start + n, keys_t, decoded);
+            self.values(ctx, v, head, start..start + n, values, padded);
+            ctx.simd.tile(Tile {
+                a: q,
+                a_stride: head_dim,
+                b: keys_t,
+                b_stride: KEY_BLOCK,
+                c: scores,
+                c_stride: KEY_BLOCK,
+                m: rows,
+                n: n.next_multiple_of(ctx.simd.lanes()),
+                k: head_dim,
+                add: false,
+            });
+            for (r, (scores, sums)) in scores.chunks_exact_mut(KEY_BLOCK).zip(sums.chunks_exact_mut(padded)).enumerate()
+            {
+                let visible = (position + r / group + 1).saturating_sub(start).min(n);
+                scores[visible..n].fill(0.0);
+                if visible == 0 {
+                    continue;
+                }
+                let (max, sum) = ctx.simd.softmax(&mut scores[..visible], maxima[r]);
+                if max > maxima[r] {
+                    let factor = (maxima[r] - max).exp();
+                    sums.iter_mut().for_each(|x| *x *= factor);
+                    totals[r] *= factor;
+                    maxima[r] = max;
+                }
+                totals[r] += sum;
+            }
+            ctx.simd.tile(Tile {
+                a: scores,
+                a_stride: KEY_BLOCK,
+                b: values,
+                b_stride: padded,
+                c: sums,
+                c_stride: padded,
+                m: rows,
+                n: padded,
+                k: n,
+                add: true,
+            });
+        }
+        for (r, sums) in sums.chunks_exact(padded).enumerate() {
+            let (factor, g) = (1.0 / totals[r], r % group);
+            let out = &mut out[r / group][g * head_dim..(g + 1) * head_dim];
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
+        }
+        Ok(())
+    }
+
+    /// Bytes of one head of the cache's rows from `key` on, and from one row to the next.
+    fn cache<'a>(&self, cache: Floats<'a>, head: usize, key: usize) -> (&'a [u8], usize) {
+        let size = cache.dtype.block_bytes();
+        let stride = self.dims.kv_width() * size;
+        (&cache.bytes[key * stride + head * self.dims.head_dim * size..], stride)
+    }
+
+    /// Keys as f32, transposed: `[head_dim, KEY_BLOCK]`.
+    fn keys(
+        &self,
+        ctx: &Context<'_>,
+        k: Floats<'_>,
+        head: usize,
+        keys: Range<usize>,
+        out: &mut [f32],
+        decoded: &mut [f32],
+    ) {
+        let (lanes, head_dim) = (ctx.simd.lanes(), self.dims.head_dim);
+        let (bytes, stride) = self.cache(k, head, keys.start);
+        for first in (0..keys.len()).step_by(lanes) {
+            for (i, row) in decoded.chunks_exact_mut(head_dim).enumerate() {
+                if first + i < keys.len() {
+                    ctx.simd.decode(k.dtype, &bytes[(first + i) * stride..], row);
+                } else {
+                    row.fill(0.0);
+                }
+            }
+            ctx.simd.transpose(decoded, head_dim, &mut out[first..], KEY_BLOCK, head_dim);
+        }
+    }
+
+    /// Values as f32: `[keys, padded]`.
+    fn values(
+        &self,
+        ctx: &Context<'_>,
+        v: Floats<'_>,
+        head: usize,
+        keys: Range<usize>,
+        out: &mut [f32],
+        padded: usize,
+    ) {
+        let (bytes, stride) = self.cache(v, head, keys.start);
+        for (i, row) in out.chunks_exact_mut(padded).take(keys.len()).enumerate() {
+            ctx.simd.decode(v.dtype, &bytes[i * stride..], &mut row[..self.dims.head_dim]);
+        }
+    }
+}
+
+/// Recorded attention of one row.
+pub(super) struct AttentionDecode {
+    qkv: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    partial: Tensor,
+    position: usize,
+    dims: HeadDims,
+    scale: f32,
+}
+
+impl AttentionDecode {
+    pub fn new(op: &kernels::AttentionDecode<'_, super::Cpu>, splits: usize) -> Result<Self> {
+        let dims = op.dims;
+        expect_heads(op.qkv, dims)?;
+        op.qkv.expect(&[Scalar::F32], 1, dims.qkv_width())?;
+        op.out.expect(&[Scalar::F32], 1, dims.q_width())?;
+        op.partial.expect(&[Scalar::F32], splits, dims.heads.saturating_mul(dims.head_dim + 2))?;
+        for cache in [op.k, op.v] {
+            cache.expect(&CACHE, op.position.saturating_add(1), dims.kv_width())?;
+        }
+        Tensor::expect_distinct(&[op.qkv, op.k, op.v, op.out, op.partial])?;
+        Ok(Self {
+            qkv: op.qkv.clone(),
+            k: op.k.clone(),
+            v: op.v.clone(),
+            out: op.out.clone(),
+            partial: op.partial.clone(),
+            position: op.position,
+            dims,
+            scale: op.scale,
+        })
+    }
+
+    pub fn run(&self, ctx: &Context<'_>) -> Result<()> {
+        let (qkv, k, v) = (self.qkv.read()?, self.k.read()?, self.v.read()?);
+        let (mut partial, mut out) = (self.partial.write()?, self.out.write()?);
+        let (keys, head_dim) = (self.position + 1, self.dims.head_dim);
+        let splits = keys.div_ceil(SPLIT_KEYS).min(ctx.splits()).max(1);
+        let per = keys.div_ceil(splits);
+        let room = self.dims.heads * (head_dim + 2);
+        let partial = &mut partial.f32_mut()[..keys.div_ceil(per) * room];
+        let (q, cache) = (&qkv.f32()[..self.dims.q_width()], (k.floats(), v.floats()));
+        ctx.for_each(partial.chunks_exact_mut(room).collect(), |i, partial, scratch| {
+            for (head, partial) in partial.chunks_exact_mut(head_dim + 2).enumerate() {
+                ctx.cancel.check()?;
+                let keys = i * per..keys.min((i + 1) * per);
+                self.split(ctx, &q[head * head_dim..], head, keys, cache, partial, scratch);
+            }
+            Ok(())
+        })?;
+        let out = &mut out.f32_mut()[..self.dims.q_width()];
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let parts = || partial.chunks_exact(room).map(|split| &split[head * (head_dim + 2)..][..head_dim + 2]);
+            let max = parts().fold(NO_KEY, |max, part| max.max(part[head_dim]));
+            out.fill(0.0);
+            let mut total = 0.0;
+            for part in parts() {
+                let factor = (part[head_dim] - max).exp();
+                total += factor * part[head_dim + 1];
+                out.iter_mut().zip(part).for_each(|(out, x)| *out += factor * x);
+            }
+            out.iter_mut().for_each(|x| *x /= total);
+        }
+        Ok(())
+    }
+
+    /// One head over some keys: unnormalised output, then maximum and sum.
+    fn split(
+        &self,
+        ctx: &Context<'_>,
+        q: &[f32],
+        head: usize,
+        keys: Range<usize>,
+        (k, v): (Floats<'_>, Floats<'_>),
+        partial: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let head_dim = self.dims.head_dim;
+        let [scores] = scratch.slices([keys.len()]);
+        let start = |cache: Floats<'_>| {
+            let (size, group) = (cache.dtype.block_bytes(), self.dims.heads / self.dims.kv_heads);
+            let stride = self.dims.kv_width() * size;
+            (keys.start * stride + head / group * head_dim * size, stride)
+        };
+        let (at, stride) = start(k);
+        ctx.simd.dots(k.dtype, &k.bytes[at..], stride, &q[..head_dim], scores);
+        scores.iter_mut().for_each(|s| *s *= self.scale);
+        let (max, sum) = ctx.simd.softmax(scores, NO_KEY);
+        let (at, stride) = start(v);
+        let (out, state) = partial.split_at_mut(head_dim);
+        out.fill(0.0);
+        ctx.simd.mix(v.dtype, &v.bytes[at..], stride, scores, out);
+        state.copy_from_slice(&[max, sum]);
+    }
+}

@@ -1,0 +1,173 @@
+//! Products of many rows with a weight matrix, in tiles; the parameters and checks are also those of [`matvec`](super::matvec).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::matrix::{Matrix, Part};
+use super::planes::BLOCK;
+use super::tensor::Args;
+use super::{Kernel, Wgsl, weight_part};
+use crate::dims::round_up;
+use crate::dtype::{Dtype, Scalar};
+use crate::error::Result;
+use crate::gpu::{Binding, GpuKind, Recording, ShaderSpec};
+use crate::kernels::{Epilogue, Product, RowOrder};
+
+/// Rows of the largest tile.
+pub(super) const MAX_TILE_M: u32 = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct Params {
+    rows: u32,
+    x_start: u32,
+    width4: u32,
+    blocks: u32,
+    n: u32,
+    out_start: u32,
+    out_stride: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    weight: Dtype,
+    epilogue: Epilogue,
+    tile: Tile,
+}
+
+/// How the work is cut. The bits of a row do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tile {
+    /// Rows and columns of a workgroup.
+    m: u32,
+    n: u32,
+    /// Rows and columns of a thread: squares of this side.
+    thread: u32,
+    /// Elements of `k` in workgroup memory at a time.
+    step: u32,
+}
+
+impl Tile {
+    /// A software GPU pays for each load of a thread (llvmpipe: 8.3 GFLOP/s a core with 8x8 sums a thread, 4.5 with 4x4).
+    const SOFTWARE: [Tile; 3] = [
+        Tile { m: 16, n: 64, thread: 8, step: 32 },
+        Tile { m: 32, n: 64, thread: 8, step: 32 },
+        Tile { m: MAX_TILE_M, n: 64, thread: 8, step: 32 },
+    ];
+    /// Many small threads where the work is small; the last one is the fastest where there is enough (H100: 25 to 30 TFLOP/s, the one before it 21).
+    const HARDWARE: [Tile; 4] = [
+        Tile { m: 16, n: 64, thread: 4, step: 16 },
+        Tile { m: 32, n: 64, thread: 4, step: 16 },
+        Tile { m: MAX_TILE_M, n: 64, thread: 4, step: 16 },
+        Tile { m: MAX_TILE_M, n: 128, thread: 8, step: 16 },
+    ];
+    /// Workgroups below which the last tile would leave a large GPU idle.
+    const ENOUGH: usize = 256;
+
+    fn choose(kind: GpuKind, rows: usize, n: usize) -> Self {
+        let large = Self::HARDWARE[3];
+        let workgroups = rows.div_ceil(large.m as usize) * n.div_ceil(large.n as usize);
+        match (kind, rows) {
+            (GpuKind::Software, 0..=16) => Self::SOFTWARE[0],
+            (GpuKind::Software, 17..=32) => Self::SOFTWARE[1],
+            (GpuKind::Software, _) => Self::SOFTWARE[2],
+            (_, 0..=16) => Self::HARDWARE[0],
+            (_, 17..=32) => Self::HARDWARE[1],
+            _ if workgroups < Self::ENOUGH => Self::HARDWARE[2],
+            _ => large,
+        }
+    }
+}
+
+impl Variant {
+    /// Every variant for a weight format and an epilogue.
+    pub fn all(weight: Dtype, epilogue: Epilogue) -> impl Iterator<Item = Self> {
+        Tile::SOFTWARE.into_iter().chain(Tile::HARDWARE).map(move |tile| Self { weight, epilogue, tile })
+    }
+
+    pub fn choose(weight: Dtype, epilogue: Epilogue, kind: GpuKind, rows: usize, n: usize) -> Self {
+        Self { weight, epilogue, tile: Tile::choose(kind, rows, n) }
+    }
+
+    pub fn spec(self) -> ShaderSpec {
+        let Tile { m, n, thread, step } = self.tile;
+        let overrides = [
+            ("TILE_M", m),
+            ("TILE_N", n),
+            ("ROW_GROUPS", m / thread),
+            ("COLUMN_GROUPS", n / thread),
+            ("X_TILE", m * step / 4),
+            ("W_TILE", n * step / 4),
+        ];
+        ShaderSpec {
+            name: format!("product {} {:?} {m}x{n}x{step}/{thread}", self.weight.name(), self.epilogue),
+            header: format!("const THREAD_TILE: u32 = {thread}u;\nconst STEP: u32 = {step}u;\n"),
+            parts: parts(self.weight, self.epilogue),
+            op: include_str!("../../../shaders/product.wgsl"),
+            entry: "product",
+            overrides: overrides.map(|(name, value)| (name, f64::from(value))).to_vec(),
+            checked: false,
+        }
+    }
+
+    /// Tiles of rows, then of columns: workgroups that run at the same time share a tile of weights.
+    fn grid(self, rows: u32, n: u32) -> [u32; 3] {
+        [rows.div_ceil(self.tile.m), n.div_ceil(self.tile.n), 1]
+    }
+}
+
+/// The parts of a product's shader: parameters, weight format, epilogue.
+pub(super) fn parts(weight: Dtype, epilogue: Epilogue) -> Vec<&'static str> {
+    let finish = match epilogue {
+        Epilogue::Store => include_str!("../../../shaders/lib/finish_store.wgsl"),
+        Epilogue::Add => include_str!("../../../shaders/lib/finish_add.wgsl"),
+        Epilogue::SwiGlu => include_str!("../../../shaders/lib/finish_swiglu.wgsl"),
+    };
+    vec![include_str!("../../../shaders/lib/product_params.wgsl"), weight_part(weight), finish]
+}
+
+pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>) -> Result<()> {
+    let rows = check(Args("product"), op)?;
+    for part in op.weight.parts() {
+        let params = params(Args("product"), op, part)?;
+        let variant = Variant::choose(part.format, op.epilogue, kernels.kind, rows, part.rows.len());
+        let pipeline = kernels.pipeline(Kernel::Product(variant))?;
+        let grid = variant.grid(params.rows, params.n);
+        rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings(op, part), grid)?;
+    }
+    Ok(())
+}
+
+/// Number of rows, once all arguments are known to agree.
+pub(super) fn check(args: Args, op: &Product<'_, Wgsl>) -> Result<usize> {
+    let rows = args.count(&op.rows)?;
+    args.holds("x", op.x, Scalar::F32, op.rows.end, op.weight.width())?;
+    args.holds("out", op.out, Scalar::F32, args.end(op.out_row, rows)?, out_width(op.weight, op.epilogue))?;
+    args.ensure(op.epilogue != Epilogue::SwiGlu || op.weight.order() == RowOrder::Alternating, || {
+        "the rows of a SwiGLU matrix alternate between gate and up".to_owned()
+    })?;
+    Ok(rows)
+}
+
+fn out_width(weight: &Matrix, epilogue: Epilogue) -> usize {
+    if epilogue == Epilogue::SwiGlu { weight.rows() / 2 } else { weight.rows() }
+}
+
+/// Parameters for one part of a checked product.
+pub(super) fn params(args: Args, op: &Product<'_, Wgsl>, part: &Part) -> Result<Params> {
+    let width = op.weight.width();
+    let out_width = out_width(op.weight, op.epilogue);
+    let column = if op.epilogue == Epilogue::SwiGlu { part.rows.start / 2 } else { part.rows.start };
+    Ok(Params {
+        rows: args.u32(op.rows.len())?,
+        x_start: args.u32(op.rows.start * width / 4)?,
+        width4: args.u32(width / 4)?,
+        blocks: args.u32(round_up(width, BLOCK) / BLOCK)?,
+        n: args.u32(part.rows.len())?,
+        out_start: args.u32(op.out_row * out_width + column)?,
+        out_stride: args.u32(out_width)?,
+    })
+}
+
+pub(super) fn bindings<'a>(op: &Product<'a, Wgsl>, part: &'a Part) -> Vec<Binding<'a>> {
+    std::iter::once(op.x.binding()).chain(part.bindings()).chain([op.out.binding()]).collect()
+}

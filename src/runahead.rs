@@ -1,0 +1,13 @@
+//! The chain: one prompt's prefill over several adapters, each running all layers on its own tokens (KV-Runahead, Cho et al., ICML 2024).
+//!
+//! [`partition`] cuts the prompt, [`schedule`] says who computes and who reads what, a [`worker`] and a [`courier`] per adapter carry it out over
+//! the [`board`], and [`chain`] starts them and gathers what they made. Nobody waits for a later piece, and there is no barrier.
+
+pub mod board;
+pub mod chain;
+pub mod courier;
+pub mod link;
+pub mod node;
+pub mod partition;
+pub mod schedule;
+pub mod worker;

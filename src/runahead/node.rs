@@ -1,0 +1,144 @@
+//! A node: one adapter with a loaded model and, per session, a cache. Hides the kind of device, so that a chain may mix them.
+
+use std::sync::Arc;
+
+use crate::cancel::Wait;
+use crate::dims::Piece;
+use crate::dtype::KvDtype;
+use crate::error::{Error, Result};
+use crate::kernels::{Kernels, Phase};
+use crate::model::{KvCache, Model, Scratch, Slots, memory};
+use crate::runahead::worker::{self, ShareJob, ShareLog};
+
+/// An adapter with a loaded model; opens any number of sessions.
+pub trait Adapter: Send + Sync {
+    /// The adapter's name.
+    fn name(&self) -> &str;
+
+    /// A node with an empty cache.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where cache and activations do not fit.
+    fn open(&self, tokens: usize, kv: KvDtype, slots: Slots) -> Result<Box<dyn Node>>;
+}
+
+/// An adapter's part in one session.
+pub trait Node: Send + Sync {
+    /// The adapter's name.
+    fn name(&self) -> &str;
+
+    /// Bytes of one token's K row in one layer.
+    fn row_bytes(&self) -> usize;
+
+    /// Allocates what a share of `rows` tokens needs, so that the run itself cannot fail for it.
+    ///
+    /// # Errors
+    /// The device's.
+    fn prepare(&mut self, rows: usize) -> Result<()>;
+
+    /// Carries out a share.
+    ///
+    /// # Errors
+    /// See [`worker::run`].
+    fn run(&self, job: &ShareJob<'_>) -> Result<ShareLog>;
+
+    /// Takes one token at `position` through the model; gives the next greedy token.
+    ///
+    /// # Errors
+    /// The device's, or a cancel.
+    fn decode(&mut self, token: u32, position: usize, wait: &Wait) -> Result<u32>;
+
+    /// K rows, then V rows, of one layer, as they stand in the cache.
+    ///
+    /// # Errors
+    /// The device's, or a cancel.
+    fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>>;
+}
+
+/// [`Adapter`] for any kernels.
+pub struct Loaded<K: Kernels> {
+    /// Tells logical adapters of one device apart, too.
+    pub name: String,
+    /// The model on the device.
+    pub model: Arc<Model<K>>,
+}
+
+impl<K: Kernels> Adapter for Loaded<K> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(&self, tokens: usize, kv: KvDtype, slots: Slots) -> Result<Box<dyn Node>> {
+        let model = Arc::clone(&self.model);
+        if tokens > model.context() {
+            return Err(Error::ContextFull { needed: tokens, context: model.context() });
+        }
+        memory::check(&**model.kernels(), "cache", memory::cache_bytes(&model, tokens, kv, slots))?;
+        let cache = model.cache(tokens, kv, slots)?;
+        let scratch = model.scratch(1)?;
+        Ok(Box::new(DeviceNode { name: self.name.clone(), model, cache, scratch }))
+    }
+}
+
+struct DeviceNode<K: Kernels> {
+    name: String,
+    model: Arc<Model<K>>,
+    cache: KvCache<K>,
+    scratch: Scratch<K>,
+}
+
+impl<K: Kernels> Node for DeviceNode<K> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.cache.row_bytes()
+    }
+
+    fn prepare(&mut self, rows: usize) -> Result<()> {
+        if rows > self.scratch.rows() {
+            memory::check(&**self.model.kernels(), "activations", memory::scratch_bytes(&self.model, rows))?;
+            self.scratch = self.model.scratch(rows)?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, job: &ShareJob<'_>) -> Result<ShareLog> {
+        worker::run(&self.model, &self.scratch, &self.cache, job, self.name())
+    }
+
+    fn decode(&mut self, token: u32, position: usize, wait: &Wait) -> Result<u32> {
+        let (model, s, cache) = (&*self.model, &self.scratch, &self.cache);
+        if position >= cache.tokens() {
+            return Err(Error::ContextFull { needed: position + 1, context: cache.tokens() });
+        }
+        let row = [Piece::new(position, position + 1)];
+        model.set_tokens(s, &[token])?;
+        let mut rec = model.kernels().begin();
+        model.embed(&mut rec, s, 1)?;
+        for layer in 0..model.config().n_layers {
+            model.qkv(&mut rec, layer, s, cache, &row, Phase::Decode)?;
+            model.attend_decode(&mut rec, layer, s, cache, position)?;
+        }
+        model.head(&mut rec, s, 0..1, Phase::Decode)?;
+        let download = model.greedy(&mut rec, s)?;
+        let point = model.kernels().submit(rec, wait)?;
+        let mut next = 0;
+        model.kernels().collect(download, &point, wait, &mut |bytes| next = worker::first_u32(bytes))?;
+        Ok(next)
+    }
+
+    fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
+        let kernels = self.model.kernels();
+        let range = rows.start * self.cache.width()..rows.end * self.cache.width();
+        let mut rec = kernels.begin();
+        let k = kernels.download(&mut rec, self.cache.k(layer), range.clone())?;
+        let v = kernels.download(&mut rec, self.cache.v(layer), range)?;
+        let point = kernels.submit(rec, wait)?;
+        let mut bytes = Vec::with_capacity(2 * rows.len() * self.cache.row_bytes());
+        kernels.collect(k, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
+        kernels.collect(v, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,92 @@
+//! Cuts of a prompt over adapters: pure functions from lengths to lengths.
+//!
+//! Every cut falls on a multiple of [`GRANULE`] counted from absolute position 0, so the first and the last piece alone may hold part of a granule.
+//! No piece is empty; a prompt with fewer granules than adapters is cut into as many pieces as it has granules.
+
+use crate::dims::GRANULE;
+use crate::error::{Error, Result};
+
+/// How a prompt is cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Split {
+    /// As many granules for each adapter (KVR-E).
+    #[default]
+    Even,
+    /// These lengths, in tokens.
+    Given(Vec<usize>),
+}
+
+impl Split {
+    /// Lengths in tokens of the pieces of positions `past .. past + len`, at most one for each of `n_adapters`.
+    ///
+    /// # Errors
+    /// [`Error::Partition`] where given lengths do not hold, [`Error::EmptyPrompt`] where `len` is 0.
+    pub fn lengths(&self, past: usize, len: usize, n_adapters: usize) -> Result<Vec<usize>> {
+        if len == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        match self {
+            Split::Even => Ok(weighted(past, len, &vec![1.0; n_adapters])),
+            Split::Given(lengths) => check_given(past, len, n_adapters, lengths).map(|()| lengths.clone()),
+        }
+    }
+}
+
+/// Number of granules that positions `past .. past + len` touch: the most pieces that they can be cut into.
+pub const fn n_granules(past: usize, len: usize) -> usize {
+    (past + len).div_ceil(GRANULE) - past / GRANULE
+}
+
+/// Lengths in proportion to `weights` (positive, at least one), rounded to granules by largest remainder. With fewer granules than weights the
+/// last weights are used.
+pub fn weighted(past: usize, len: usize, weights: &[f64]) -> Vec<usize> {
+    let granules = n_granules(past, len);
+    let weights = &weights[weights.len().saturating_sub(granules)..];
+    let total: f64 = weights.iter().sum();
+    // One granule each first, so that no piece is empty; the rest by share.
+    let spare = granules - weights.len();
+    let ideal: Vec<f64> = weights.iter().map(|w| (granules as f64 * w / total - 1.0).max(0.0)).collect();
+    let scale = if ideal.iter().sum::<f64>() > 0.0 { spare as f64 / ideal.iter().sum::<f64>() } else { 0.0 };
+    let exact: Vec<f64> = ideal.iter().map(|x| x * scale).collect();
+    let mut counts: Vec<usize> = exact.iter().map(|x| x.floor() as usize).collect();
+    let mut order: Vec<usize> = (0..counts.len()).collect();
+    order.sort_by(|&a, &b| (exact[b] - exact[b].floor()).total_cmp(&(exact[a] - exact[a].floor())));
+    let given: usize = counts.iter().sum();
+    for &i in order.iter().cycle().take(spare.saturating_sub(given)) {
+        counts[i] += 1;
+    }
+    let mut start = past;
+    let mut granule = past / GRANULE;
+    counts
+        .iter()
+        .map(|&extra| {
+            granule += 1 + extra;
+            let end = (granule * GRANULE).min(past + len);
+            let length = end - start;
+            start = end;
+            length
+        })
+        .collect()
+}
+
+fn check_given(past: usize, len: usize, n_adapters: usize, lengths: &[usize]) -> Result<()> {
+    let fail = |text: String| Err(Error::Partition(text));
+    if lengths.len() != n_adapters {
+        return fail(format!("{} lengths for {n_adapters} adapters", lengths.len()));
+    }
+    let mut sum = 0usize;
+    for (i, &n) in lengths.iter().enumerate() {
+        if n == 0 {
+            return fail(format!("piece {i} is empty"));
+        }
+        sum = sum.saturating_add(n);
+        let cut = past.saturating_add(sum);
+        if i + 1 < lengths.len() && !cut.is_multiple_of(GRANULE) {
+            return fail(format!("the cut after piece {i} is at position {cut}, which is no multiple of {GRANULE}"));
+        }
+    }
+    if sum != len {
+        return fail(format!("the lengths add up to {sum}, but the prompt has {len} tokens"));
+    }
+    Ok(())
+}

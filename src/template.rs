@@ -1,0 +1,157 @@
+//! Chat templates: Jinja programs inside model files that turn messages into the text of a prompt.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, ErrorKind, State, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use crate::error::{Error, Result};
+
+/// What one rendering may cost, a bound for hostile templates: the engine counts 1 for an instruction and for 64 bytes of text made or read, so
+/// this is some 64 MB at most. Real templates take a hundred instructions or so a message.
+const FUEL: u64 = 1_000_000;
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// "system", "user" or "assistant".
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of this role.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// A model's chat template. It is compiled when it renders, so that a broken one does not keep a model from loading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatTemplate {
+    source: String,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// `bos` and `eos` are the spellings of the tokens that begin and end a sequence, empty where there is none.
+    pub fn new(source: impl Into<String>, bos: impl Into<String>, eos: impl Into<String>) -> Self {
+        Self { source: source.into(), bos: bos.into(), eos: eos.into() }
+    }
+
+    /// The prompt's text. `add_generation_prompt` ends it with the opening of the assistant's turn. Special tokens stand in the text as they
+    /// are written: encode it without adding others.
+    ///
+    /// # Errors
+    /// [`Error::Template`]: the template is malformed, refuses the conversation (`raise_exception`), or works for too long.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let content: usize = messages.iter().map(|m| m.content.len()).sum();
+        // A long conversation may be copied 64 times.
+        let environment = environment(FUEL.saturating_add(content as u64)).map_err(failed)?;
+        let messages: Vec<Value> =
+            messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() }).collect();
+        let values = context! { messages, add_generation_prompt, bos_token => self.bos.as_str(), eos_token => self.eos.as_str() };
+        environment.render_str(&self.source, values).map_err(failed)
+    }
+}
+
+fn failed(e: minijinja::Error) -> Error {
+    Error::Template(e.to_string())
+}
+
+/// Jinja as Hugging Face transformers sets it up for templates.
+fn environment(fuel: u64) -> Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_fuel(Some(fuel));
+    environment.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+    });
+    environment.add_filter(
+        "tojson",
+        |state: &State, value: &Value, options: Kwargs| -> Result<String, minijinja::Error> {
+            let mut json = Json { state, indent: options.get("indent")?, out: String::new() };
+            json.write(value, 0)?;
+            Ok(json.out)
+        },
+    );
+    Ok(environment)
+}
+
+/// JSON as Python's `json.dumps` writes it; the engine's own filter escapes for HTML, which models were not trained on.
+struct Json<'a> {
+    state: &'a State<'a, 'a>,
+    indent: Option<u8>,
+    out: String,
+}
+
+impl Json<'_> {
+    fn write(&mut self, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
+        // A list that holds another twice, and so on, is small in memory but not on paper.
+        self.state.consume_fuel(1)?;
+        match value.kind() {
+            ValueKind::None | ValueKind::Undefined => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::String => self.quote(value.as_str().unwrap_or_default())?,
+            ValueKind::Seq | ValueKind::Iterable => {
+                self.items('[', ']', value, depth, |json, item| json.write(&item, depth + 1))?;
+            }
+            ValueKind::Map => self.items('{', '}', value, depth, |json, key| {
+                json.quote(&key.to_string())?;
+                json.out.push_str(": ");
+                json.write(&value.get_item(&key)?, depth + 1)
+            })?,
+            other => return Err(bad(format!("a value of kind {other} has no JSON"))),
+        }
+        Ok(())
+    }
+
+    fn items(
+        &mut self,
+        open: char,
+        close: char,
+        value: &Value,
+        depth: usize,
+        mut write: impl FnMut(&mut Self, Value) -> Result<(), minijinja::Error>,
+    ) -> Result<(), minijinja::Error> {
+        if depth == 100 {
+            return Err(bad("JSON nested deeper than 100"));
+        }
+        self.out.push(open);
+        let mut n = 0;
+        for item in value.try_iter()? {
+            if n > 0 {
+                self.out.push_str(if self.indent.is_some() { "," } else { ", " });
+            }
+            n += 1;
+            self.line(depth + 1);
+            write(self, item)?;
+        }
+        if n > 0 {
+            self.line(depth);
+        }
+        self.out.push(close);
+        Ok(())
+    }
+
+    fn line(&mut self, depth: usize) {
+        if let Some(indent) = self.indent {
+            self.out.push('\n');
+            self.out.extend(std::iter::repeat_n(' ', usize::from(indent) * depth));
+        }
+    }
+
+    fn quote(&mut self, text: &str) -> Result<(), minijinja::Error> {
+        self.state.consume_fuel(text.len() as u64 / 64)?;
+        self.out.push_str(&serde_json::to_string(text).map_err(|e| bad(e.to_string()))?);
+        Ok(())
+    }
+}
+
+fn bad(text: impl Into<std::borrow::Cow<'static, str>>) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, text)
+}

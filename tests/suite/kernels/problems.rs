@@ -1,0 +1,457 @@
+//! Tables of odd sizes, one function an operation. The tables sample the cross product: neighbouring cases differ in every size at once.
+
+use runahead::config::RopePairs;
+use runahead::dims::round_up;
+use runahead::dtype::{Dtype, Scalar};
+use runahead::kernels::{
+    ArgMax, Attention, AttentionDecode, Embed, Epilogue, HeadDims, Kernels, MatrixSource, Norm, Phase, Product,
+    RopeCache, RowOrder,
+};
+
+use super::harness::{Check, Field, read_bytes, tensor_from_f32, tensor_from_u32};
+use super::reference::{self, Random, Value, random_weight};
+
+const ROWS: [usize; 7] = [1, 2, 15, 16, 17, 33, 70];
+const FIRST: [usize; 4] = [0, 3, 16, 37];
+const WIDTHS: [usize; 7] = [4, 36, 64, 100, 160, 576, 96];
+const BLOCK_WIDTHS: [usize; 4] = [64, 160, 576, 96];
+const N: [usize; 6] = [1, 3, 64, 129, 160, 384];
+const HEADS: [(usize, usize); 4] = [(4, 4), (4, 2), (9, 3), (5, 1)];
+const HEAD_DIMS: [usize; 7] = [4, 16, 20, 64, 80, 128, 256];
+const POSITIONS: [usize; 6] = [0, 1, 15, 16, 47, 300];
+const CACHES: [Scalar; 2] = [Scalar::F16, Scalar::F32];
+
+/// Rows of an activation tensor that has a guard row before (where `first > 0`) and after the named rows.
+pub fn activation_rows<K: Kernels>(k: &K, first: usize, rows: usize) -> usize {
+    round_up(first + rows + 1, k.row_tile())
+}
+
+/// Rows of a cache that holds `tokens` and a guard row.
+pub fn cache_rows<K: Kernels>(k: &K, tokens: usize) -> usize {
+    round_up(tokens + 1, k.key_tile())
+}
+
+/// An activation tensor with random content in `first..first + rows` and poison elsewhere.
+pub fn activations<K: Kernels>(
+    k: &K,
+    random: &mut Random,
+    first: usize,
+    rows: usize,
+    width: usize,
+    size: f32,
+) -> Field<K> {
+    let named = first..first + rows;
+    Field::new(k, k.activation(), activation_rows(k, first, rows), width, |row, _| {
+        named.contains(&row).then(|| size * random.symmetric())
+    })
+}
+
+/// A cache with random content in `0..tokens`. Rows after that are stale: large, but finite as all that was ever stored.
+pub fn cache<K: Kernels>(k: &K, random: &mut Random, scalar: Scalar, tokens: usize, width: usize) -> Field<K> {
+    Field::new(k, scalar, cache_rows(k, tokens), width, |row, _| {
+        Some(random.symmetric() * if row < tokens { 1.0 } else { 3e4 })
+    })
+}
+
+fn widths_of(dtype: Dtype) -> &'static [usize] {
+    if dtype.block_len() > 1 { &BLOCK_WIDTHS } else { &WIDTHS }
+}
+
+/// A matrix of one tensor.
+pub fn single(random: &mut Random, dtype: Dtype, n: usize, width: usize) -> MatrixSource {
+    MatrixSource { parts: vec![random_weight(random, dtype, n, width)], rows: RowOrder::Stacked }
+}
+
+/// Row lookup in tables of every format.
+pub fn embed<K: Kernels>(k: &K) {
+    let mut check = Check::new(k, "embed");
+    let mut random = Random::new(1);
+    for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
+        for (j, &width) in widths_of(dtype).iter().enumerate() {
+            let (rows, vocab) = (ROWS[(i + j) % ROWS.len()], [1, 3, 129, 300][(i + 3 * j) % 4]);
+            let case = format!("{} rows={rows} vocab={vocab} width={width}", dtype.name());
+            let source = single(&mut random, dtype, vocab, width);
+            let table = k.matrix("table", &source).unwrap();
+            let mut ids: Vec<u32> = (0..rows).map(|_| random.below(vocab) as u32).collect();
+            ids[rows / 2] = vocab as u32 - 1;
+            let ids_tensor = tensor_from_u32(k, &ids);
+            let out = Field::poisoned(k, Scalar::F32, activation_rows(k, 0, rows), width);
+            if check
+                .run(k, &case, |rec| k.embed(rec, Embed { ids: &ids_tensor, table: &table, out: &out.tensor, rows }))
+            {
+                let all = reference::matrix_rows(&source);
+                let value = |&want: &f64| Value { want, scale: want.abs() };
+                let want: Vec<Vec<_>> = ids.iter().map(|&id| all[id as usize].iter().map(value).collect()).collect();
+                check.changed(k, &case, "out", &out, 0, &want);
+            }
+        }
+    }
+    check.finish();
+}
+
+/// RMSNorm, with an `eps` from negligible to large.
+pub fn norm<K: Kernels>(k: &K) {
+    let mut check = Check::new(k, "norm");
+    let mut random = Random::new(2);
+    for (i, &width) in WIDTHS.iter().chain(&[2048]).enumerate() {
+        for (j, eps) in [1e-5f32, 1e-6, 0.25].into_iter().enumerate() {
+            let (rows, first) = (ROWS[(i + 3 * j) % ROWS.len()], FIRST[(i + j) % FIRST.len()]);
+            let case = format!("rows={first}+{rows} width={width} eps={eps}");
+            let named = first..first + rows;
+            let held = activation_rows(k, first, rows);
+            let size = [1.0, 0.01, 50.0][i % 3];
+            let x = Field::new(k, Scalar::F32, held, width, |row, _| {
+                named.contains(&row).then(|| size * random.symmetric())
+            });
+            let weight = Field::new(k, Scalar::F32, 1, width, |_, _| Some(1.0 + random.symmetric()));
+            let out = Field::poisoned(k, k.activation(), held, width);
+            if check.run(k, &case, |rec| {
+                let rows = named.clone();
+                k.norm(rec, Norm { x: &x.tensor, weight: &weight.tensor, out: &out.tensor, rows, width, eps })
+            }) {
+                let want: Vec<_> =
+                    named.map(|row| reference::norm(&x.row(row), &weight.row(0), f64::from(eps))).collect();
+                check.changed(k, &case, "out", &out, first, &want);
+                check.unchanged(k, &case, "x", &x);
+                check.unchanged(k, &case, "weight", &weight);
+            }
+        }
+    }
+    check.finish();
+}
+
+/// One case of a product; the parts are `(format, rows)`.
+#[derive(Debug)]
+struct ProductCase {
+    parts: Vec<(Dtype, usize)>,
+    order: RowOrder,
+    width: usize,
+    rows: usize,
+    first: usize,
+    out_row: usize,
+    epilogue: Epilogue,
+    phase: Phase,
+    out_f32: bool,
+}
+
+/// Stacked and alternating matrices, and each format alone, over odd sizes.
+fn product_parts() -> Vec<(Vec<(Dtype, usize)>, RowOrder)> {
+    use Dtype::{Bf16, F16, F32, Q4_0, Q4_1, Q8_0};
+    let mut parts = Vec::new();
+    for dtype in Dtype::ALL {
+        parts.extend(N.iter().map(|&n| (vec![(dtype, n)], RowOrder::Stacked)));
+    }
+    let stacked =
+        [vec![(Q8_0, 129), (Q8_0, 3)], vec![(F32, 64), (Q4_0, 32), (Q4_0, 32)], vec![(Q4_1, 7), (Bf16, 65), (Q8_0, 1)]];
+    parts.extend(stacked.map(|p| (p, RowOrder::Stacked)));
+    parts.push((vec![(F16, 192), (F16, 64), (F16, 64)], RowOrder::Stacked));
+    for (gate, up, n) in
+        [(Q4_1, Q8_0, 160), (F32, F32, 3), (F16, Bf16, 65), (Q4_0, Q4_0, 64), (Q8_0, F32, 192), (Q8_0, Q8_0, 129)]
+    {
+        parts.push((vec![(gate, n), (up, n)], RowOrder::Alternating));
+    }
+    parts
+}
+
+fn product_cases(phase: Phase) -> Vec<ProductCase> {
+    let mut cases = Vec::new();
+    for (i, (parts, order)) in product_parts().into_iter().enumerate() {
+        let blocks = parts.iter().any(|(dtype, _)| dtype.block_len() > 1);
+        let widths: &[usize] = if blocks { &BLOCK_WIDTHS } else { &WIDTHS };
+        let epilogues: &[Epilogue] = match order {
+            RowOrder::Alternating => &[Epilogue::SwiGlu, Epilogue::Store],
+            RowOrder::Stacked if i % 3 == 0 => &[Epilogue::Add],
+            RowOrder::Stacked => &[Epilogue::Store],
+        };
+        for (j, &epilogue) in epilogues.iter().enumerate() {
+            cases.push(ProductCase {
+                parts: parts.clone(),
+                order,
+                width: widths[(i + i / N.len() + j) % widths.len()],
+                rows: if phase == Phase::Decode { 1 } else { ROWS[(i + j) % ROWS.len()] },
+                first: FIRST[(i / 2 + j) % FIRST.len()],
+                out_row: FIRST[(i / 3 + 1) % FIRST.len()],
+                epilogue,
+                phase,
+                out_f32: i % 2 == 0,
+            });
+        }
+    }
+    cases
+}
+
+fn product_case<K: Kernels>(k: &K, check: &mut Check, random: &mut Random, case: &ProductCase) {
+    let label = format!("{case:?}");
+    let source = MatrixSource {
+        parts: case.parts.iter().map(|&(dtype, n)| random_weight(random, dtype, n, case.width)).collect(),
+        rows: case.order,
+    };
+    let weight = k.matrix("weight", &source).unwrap();
+    let n: usize = case.parts.iter().map(|(_, n)| n).sum();
+    let n_out = if case.epilogue == Epilogue::SwiGlu { n / 2 } else { n };
+    // Rows of f16 activations are whole words in every model; odd widths (a vocabulary) are logits, which are F32.
+    let f32_out = case.epilogue == Epilogue::Add || case.out_f32 || !n_out.is_multiple_of(4);
+    let out_scalar = if f32_out && case.epilogue != Epilogue::SwiGlu { Scalar::F32 } else { k.activation() };
+    if out_scalar == Scalar::F16 && !n_out.is_multiple_of(4) {
+        return;
+    }
+    let x = activations(k, random, case.first, case.rows, case.width, 1.0);
+    let out = Field::new(k, out_scalar, activation_rows(k, case.out_row, case.rows), n_out, |row, _| {
+        let named = case.out_row..case.out_row + case.rows;
+        (case.epilogue == Epilogue::Add && named.contains(&row)).then(|| 4.0 * random.symmetric())
+    });
+    let done = check.run(k, &label, |rec| {
+        let product = Product {
+            x: &x.tensor,
+            weight: &weight,
+            out: &out.tensor,
+            rows: case.first..case.first + case.rows,
+            out_row: case.out_row,
+            epilogue: case.epilogue,
+            phase: case.phase,
+        };
+        k.product(rec, product)
+    });
+    if !done {
+        return;
+    }
+    let matrix = reference::matrix_rows(&source);
+    let row = |r: usize| {
+        let sums = reference::product(&x.row(case.first + r), &matrix);
+        match case.epilogue {
+            Epilogue::Store => sums,
+            Epilogue::Add => reference::add(&out.row(case.out_row + r), &sums),
+            Epilogue::SwiGlu => reference::swiglu(&sums),
+        }
+    };
+    let want: Vec<_> = (0..case.rows).map(row).collect();
+    check.changed(k, &label, "out", &out, case.out_row, &want);
+    check.unchanged(k, &label, "x", &x);
+}
+
+/// Tile kernels, from one row on.
+pub fn product_prefill<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "product"), Random::new(3));
+    for case in product_cases(Phase::Prefill) {
+        product_case(k, &mut check, &mut random, &case);
+    }
+    check.finish();
+}
+
+/// The matrix-vector kernel.
+pub fn product_decode<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "product"), Random::new(4));
+    for case in product_cases(Phase::Decode) {
+        product_case(k, &mut check, &mut random, &case);
+    }
+    check.finish();
+}
+
+/// Every head size in both pair orders and both cache types.
+pub fn rope_cache<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "rope_cache"), Random::new(5));
+    let mut i = 0;
+    for head_dim in HEAD_DIMS {
+        for pairs in [RopePairs::Adjacent, RopePairs::Halves] {
+            for scalar in CACHES {
+                let (heads, kv_heads) = HEADS[i % HEADS.len()];
+                let dims = HeadDims { heads, kv_heads, head_dim };
+                let (rows, first) = (ROWS[i % ROWS.len()], FIRST[i / 2 % FIRST.len()]);
+                let position = POSITIONS[(i + i / 6) % POSITIONS.len()];
+                let case = format!("{dims:?} {pairs:?} cache={scalar:?} rows={first}+{rows} position={position}");
+                rope_case(k, &mut check, &mut random, &case, (dims, pairs, scalar), (first, rows, position));
+                i += 1;
+            }
+        }
+    }
+    check.finish();
+}
+
+fn rope_case<K: Kernels>(
+    k: &K,
+    check: &mut Check,
+    random: &mut Random,
+    case: &str,
+    (dims, pairs, scalar): (HeadDims, RopePairs, Scalar),
+    (first, rows, position): (usize, usize, usize),
+) {
+    let named = first..first + rows;
+    let qkv = activations(k, random, first, rows, dims.qkv_width(), 2.0);
+    let angles = Field::new(k, Scalar::F32, position + rows, dims.head_dim, |row, column| {
+        let angle = (row as f64) * 0.37f64.powf((column / 2) as f64 / 8.0) + 0.1;
+        Some(if column % 2 == 0 { angle.cos() } else { angle.sin() } as f32)
+    });
+    let keys = Field::poisoned(k, scalar, cache_rows(k, position + rows), dims.kv_width());
+    let values = Field::poisoned(k, scalar, cache_rows(k, position + rows), dims.kv_width());
+    let done = check.run(k, case, |rec| {
+        let rope = RopeCache {
+            qkv: &qkv.tensor,
+            angles: &angles.tensor,
+            k: &keys.tensor,
+            v: &values.tensor,
+            rows: named.clone(),
+            position,
+            dims,
+            pairs,
+        };
+        k.rope_cache(rec, rope)
+    });
+    if !done {
+        return;
+    }
+    let (q_end, k_end) = (dims.q_width(), dims.q_width() + dims.kv_width());
+    let (mut want_q, mut want_k, mut want_v) = (Vec::new(), Vec::new(), Vec::new());
+    for r in 0..rows {
+        let (row, angles) = (qkv.row(first + r), angles.row(position + r));
+        want_q.push(reference::rope(&row[..q_end], &angles, dims.head_dim, pairs));
+        want_k.push(reference::rope(&row[q_end..k_end], &angles, dims.head_dim, pairs));
+        want_v.push(row[k_end..].iter().map(|&want| Value { want, scale: 0.0 }).collect());
+    }
+    check.changed(k, case, "qkv", &qkv, first, &want_q);
+    check.changed(k, case, "k", &keys, position, &want_k);
+    check.changed(k, case, "v", &values, position, &want_v);
+    check.unchanged(k, case, "angles", &angles);
+}
+
+/// Every head size with every grouping, from the first token to a long past.
+pub fn attention<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "attention"), Random::new(6));
+    for i in 0..28 {
+        let (heads, kv_heads) = HEADS[(i + i / 7) % HEADS.len()];
+        let dims = HeadDims { heads, kv_heads, head_dim: HEAD_DIMS[i % HEAD_DIMS.len()] };
+        let (rows, first) = (ROWS[(i + i / 7) % ROWS.len()], FIRST[i / 2 % FIRST.len()]);
+        let (position, scalar) = (POSITIONS[(i + i / 6) % POSITIONS.len()], CACHES[(i + i / 7) % 2]);
+        // Scores of the order of 1, 30 (one key takes all), and of a scale that is not head_dim^-1/2.
+        let (size, scale) = [(1.0, 1.0), (30.0, 1.0), (1.0, 0.3)][i % 3];
+        let scale = scale * (dims.head_dim as f32).powf(-0.5);
+        let case =
+            format!("{dims:?} cache={scalar:?} rows={first}+{rows} position={position} size={size} scale={scale}");
+        let qkv = activations(k, &mut random, first, rows, dims.qkv_width(), size);
+        let keys = cache(k, &mut random, scalar, position + rows, dims.kv_width());
+        let values = cache(k, &mut random, scalar, position + rows, dims.kv_width());
+        let out = Field::poisoned(k, k.activation(), activation_rows(k, first, rows), dims.q_width());
+        if check.run(k, &case, |rec| {
+            let attention = Attention {
+                qkv: &qkv.tensor,
+                k: &keys.tensor,
+                v: &values.tensor,
+                out: &out.tensor,
+                rows: first..first + rows,
+                position,
+                dims,
+                scale,
+            };
+            k.attention(rec, attention)
+        }) {
+            check.changed(
+                k,
+                &case,
+                "out",
+                &out,
+                first,
+                &attend(&qkv, &keys, &values, dims, scale, (first, rows, position)),
+            );
+            check.unchanged(k, &case, "qkv", &qkv);
+            check.unchanged(k, &case, "k", &keys);
+            check.unchanged(k, &case, "v", &values);
+        }
+    }
+    check.finish();
+}
+
+/// The reference over fields: row `first + r` sees keys `0..=position + r`.
+pub fn attend<K: Kernels>(
+    qkv: &Field<K>,
+    keys: &Field<K>,
+    values: &Field<K>,
+    dims: HeadDims,
+    scale: f32,
+    (first, rows, position): (usize, usize, usize),
+) -> Vec<Vec<Value>> {
+    let keys: Vec<_> = (0..position + rows).map(|row| keys.row(row)).collect();
+    let values: Vec<_> = (0..position + rows).map(|row| values.row(row)).collect();
+    let row = |r: usize| {
+        let (q, seen) = (qkv.row(first + r), position + r + 1);
+        reference::attention(&q[..dims.q_width()], &keys[..seen], &values[..seen], dims, f64::from(scale))
+    };
+    (0..rows).map(row).collect()
+}
+
+/// One row whose keys are split over the device: fewer keys than splits, and many.
+pub fn attention_decode<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "attention_decode"), Random::new(7));
+    for i in 0..21 {
+        let (heads, kv_heads) = HEADS[(i + i / 7) % HEADS.len()];
+        let dims = HeadDims { heads, kv_heads, head_dim: HEAD_DIMS[i % HEAD_DIMS.len()] };
+        let (position, scalar) = ([0, 1, 15, 16, 47, 300, 63, 1000][(i + i / 8) % 8], CACHES[(i + i / 7) % 2]);
+        let size = [1.0, 30.0][i / 2 % 2];
+        let scale = (dims.head_dim as f32).powf(-0.5);
+        let case = format!("{dims:?} cache={scalar:?} position={position} size={size}");
+        let qkv = activations(k, &mut random, 0, 1, dims.qkv_width(), size);
+        let keys = cache(k, &mut random, scalar, position + 1, dims.kv_width());
+        let values = cache(k, &mut random, scalar, position + 1, dims.kv_width());
+        let out = Field::poisoned(k, k.activation(), activation_rows(k, 0, 1), dims.q_width());
+        let partial = Field::poisoned(k, Scalar::F32, k.decode_splits() * heads, dims.head_dim + 2);
+        if check.run(k, &case, |rec| {
+            let attention = AttentionDecode {
+                qkv: &qkv.tensor,
+                k: &keys.tensor,
+                v: &values.tensor,
+                out: &out.tensor,
+                partial: &partial.tensor,
+                position,
+                dims,
+                scale,
+            };
+            k.attention_decode(rec, attention)
+        }) {
+            check.changed(k, &case, "out", &out, 0, &attend(&qkv, &keys, &values, dims, scale, (0, 1, position)));
+            check.unchanged(k, &case, "qkv", &qkv);
+            check.unchanged(k, &case, "k", &keys);
+            check.unchanged(k, &case, "v", &values);
+        }
+    }
+    check.finish();
+}
+
+/// Exact, so no tolerance: the largest element at either end, ties far apart, and rows where an initial value of 0 or of the
+/// smallest float would win.
+pub fn arg_max<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "arg_max"), Random::new(8));
+    for (i, width) in [1usize, 2, 3, 64, 129, 257, 1000, 4096, 32003, 49152].into_iter().enumerate() {
+        let last = width - 1;
+        let kinds: [(&str, &[usize], f32); 6] = [
+            ("random", &[], 0.0),
+            ("last", &[last], 2.0),
+            ("first", &[0], 2.0),
+            ("tie", &[last / 3, last / 2, last], 2.0),
+            ("all equal", &[], -1.0),
+            ("all lowest", &[], f32::MIN),
+        ];
+        for (kind, at, value) in kinds {
+            let row = i % 3;
+            let case = format!("{kind} width={width} row={row}");
+            let mut x = random.values(4 * width);
+            for (other, x) in x.iter_mut().enumerate() {
+                // Rows beside the named one hold larger elements.
+                if other / width != row {
+                    *x += 10.0;
+                } else if kind.starts_with("all") {
+                    *x = value;
+                } else {
+                    *x -= 5.0;
+                }
+            }
+            at.iter().for_each(|column| x[row * width + column] = -value);
+            let want = reference::arg_max(&x[row * width..(row + 1) * width]);
+            let x = tensor_from_f32(k, Scalar::F32, &x);
+            let out = tensor_from_u32(k, &[0xDEAD_BEEF; 4]);
+            if check.run(k, &case, |rec| k.arg_max(rec, ArgMax { x: &x, row, width, out: &out })) {
+                let got: Vec<u32> = bytemuck::pod_collect_to_vec(&read_bytes(k, &out, 0..4));
+                let want = [want, 0xDEAD_BEEF, 0xDEAD_BEEF, 0xDEAD_BEEF];
+                check.expect(&case, &format!("{want:x?}"), got == want, || format!("{got:x?}"));
+            }
+        }
+    }
+    check.finish();
+}
