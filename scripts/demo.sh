@@ -25,4 +25,6 @@ prompt="The water cycle has four steps. The sun warms the sea, and water evapora
 into clouds. When the drops grow heavy, they fall as rain or snow. Rivers and groundwater carry the water back to the sea, where it all begins \
 again. Plants take part as well: their leaves give off vapour, so that a forest makes some of its own rain. Explain the water cycle to a child in \
 three short sentences."
+# The demonstration is the chain, even where one adapter alone would be chosen.
+[ $# -gt 0 ] || set -- --prefill runahead
 runahead generate -m "$model" -p "$prompt" -n 128 --devices "$devices" "$@"

@@ -12,12 +12,16 @@ struct Params {
     out_stride: u32,  // vec4s of a row of out
     group: u32,       // query heads that share a K/V head
     scale: f32,
+    window: u32,      // keys that a row sees at most
+    soft_cap: f32,    // 0: none
+    bias_stride: u32, // keys of a head in the bias
+    dense_keys: u32,  // keys whose scores are computed although no row may see them; 0: none
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> qkv: array<act4>;
 @group(0) @binding(2) var<storage, read> k: array<kv4>;
 @group(0) @binding(3) var<storage, read> v: array<kv4>;
-@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
+@group(0) @binding(OUT_BINDING) var<storage, read_write> out: array<act4>;
 
 // HEAD4 (vec4s of a head) comes from Rust. Heads wider than 64 pass through the tile in chunks of 16 vec4s.
 const CHUNKS: u32 = (HEAD4 + 15u) / 16u;
@@ -32,6 +36,23 @@ var<workgroup> highest: array<vec4<f32>, 64>;
 // Below every score, yet finite: infinities may be assumed away by a shader compiler.
 const LOWEST: f32 = -3.0e38;
 
+// Whether rows at `position` see a key. Keys after a row wrap past every window.
+fn seen(key: u32, position: vec4<u32>) -> vec4<bool> {
+    return position - vec4<u32>(key) < min(vec4<u32>(params.window), position + 1u);
+}
+
+fn rescore(score: vec4<f32>, head: u32, key: u32) -> vec4<f32> {
+    let s = score * params.scale + key_bias(head, key);
+    if params.soft_cap > 0.0 {
+        return soft_bound(s, params.soft_cap);
+    }
+    return s;
+}
+
+fn query(at: u32) -> vec4<f32> {
+    return vec4<f32>(qkv[at]);
+}
+
 @compute @workgroup_size(64)
 fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = group.y;
@@ -44,7 +65,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     let at = params.q_start + clamped * params.q_stride + head * HEAD4;
     let position = params.position + clamped;
     // Rows of the cache past `last` may hold anything: they are never read.
-    let last = params.position + min(first + 15u, params.rows - 1u);
+    let last = max(params.position + min(first + 15u, params.rows - 1u) + 1u, params.dense_keys) - 1u;
     let kv_head = head / params.group * HEAD4;
 
     var top = vec4<f32>(LOWEST);
@@ -53,7 +74,10 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     for (var i = 0u; i < 4u * CHUNKS; i++) {
         sums[i] = vec4<f32>(0.0);
     }
-    for (var key = 0u; key <= last; key += KEYS) {
+    // Tiles that the window has passed for every row here would change nothing.
+    let seen_first = params.position + first + 1u;
+    let start = (seen_first - min(seen_first, params.window)) / KEYS * KEYS;
+    for (var key = start; key <= last; key += KEYS) {
         var score0 = vec4<f32>(0.0);
         var score1 = vec4<f32>(0.0);
         for (var chunk = 0u; chunk < HEAD4; chunk += 16u) {
@@ -66,17 +90,17 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             }
             workgroupBarrier();
             for (var d = 0u; d < width; d++) {
-                let q = transpose(mat4x4<f32>(qkv[at.x + chunk + d], qkv[at.y + chunk + d], qkv[at.z + chunk + d], qkv[at.w + chunk + d]));
+                let q = transpose(mat4x4<f32>(query(at.x + chunk + d), query(at.y + chunk + d), query(at.z + chunk + d), query(at.w + chunk + d)));
                 let k0 = tile[d * K_STRIDE + column];
                 let k1 = tile[d * K_STRIDE + column + 16u];
                 score0 = fma(q[3], vec4<f32>(k0.w), fma(q[2], vec4<f32>(k0.z), fma(q[1], vec4<f32>(k0.y), fma(q[0], vec4<f32>(k0.x), score0))));
                 score1 = fma(q[3], vec4<f32>(k1.w), fma(q[2], vec4<f32>(k1.z), fma(q[1], vec4<f32>(k1.y), fma(q[0], vec4<f32>(k1.x), score1))));
             }
         }
-        let seen0 = vec4<u32>(key + column) <= position;
-        let seen1 = vec4<u32>(key + column + 16u) <= position;
-        score0 = select(vec4<f32>(LOWEST), score0 * params.scale, seen0);
-        score1 = select(vec4<f32>(LOWEST), score1 * params.scale, seen1);
+        let seen0 = seen(key + column, position);
+        let seen1 = seen(key + column + 16u, position);
+        score0 = select(vec4<f32>(LOWEST), rescore(score0, head, min(key + column, last)), seen0);
+        score1 = select(vec4<f32>(LOWEST), rescore(score1, head, min(key + column + 16u, last)), seen1);
         highest[lane] = max(score0, score1);
         workgroupBarrier();
         let before = top;
@@ -120,7 +144,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             let to = params.out_start + rows * params.out_stride + head * HEAD4 + 16u * i + column;
             for (var j = 0u; j < 4u; j++) {
                 if rows[j] < params.rows {
-                    out[to[j]] = sums[4u * i + j] / total[j];
+                    out[to[j]] = to_act4(sums[4u * i + j] / total[j]);
                 }
             }
         }

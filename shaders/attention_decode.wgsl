@@ -1,18 +1,21 @@
 // Attention of one row over a share of the keys: a workgroup takes HEADS query heads of one K/V head and one split, and leaves their unnormalised
 // outputs, maxima and sums to `attention_merge`. Keys and values are loaded once for all of its heads.
 struct Params {
+    first: u32,       // key that the row sees
     keys: u32,        // position + 1
     split: u32,       // keys of a split
     heads: u32,
     kv_stride: u32,   // vec4s of a row of the cache
     group: u32,       // query heads that share a K/V head
     scale: f32,
+    soft_cap: f32,    // 0: none
+    bias_stride: u32, // keys of a head in the bias
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> qkv: array<act4>;
 @group(0) @binding(2) var<storage, read> k: array<kv4>;
 @group(0) @binding(3) var<storage, read> v: array<kv4>;
-@group(0) @binding(4) var<storage, read_write> partial: array<f32>;
+@group(0) @binding(OUT_BINDING) var<storage, read_write> partial: array<f32>;
 
 // HEAD4 (vec4s of a head), HEADS and THREADS (16, 32 or 64) come from Rust.
 const CHUNKS: u32 = (HEAD4 + 15u) / 16u;
@@ -33,13 +36,13 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
     let first = group.y % tiles * HEADS;
     let count = min(HEADS, params.group - first);
     let first_head = kv_head * params.group + first;
-    let start = group.x * params.split;
+    let start = params.first + group.x * params.split;
     let end = min(start + params.split, params.keys);
     // A thread computes the scores of keys `lane`, `lane + THREADS` …; of the outputs, vec4 `column` of each chunk for one in SHARES keys.
     let column = lane % 16u;
     let share = lane / 16u;
     for (var i = lane; i < HEADS * HEAD4; i += THREADS) {
-        query[i] = qkv[(first_head + min(i / HEAD4, count - 1u)) * HEAD4 + i % HEAD4];
+        query[i] = vec4<f32>(qkv[(first_head + min(i / HEAD4, count - 1u)) * HEAD4 + i % HEAD4]);
     }
     var top: array<f32, HEADS>;
     var total: array<f32, HEADS>;
@@ -76,8 +79,13 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
             var highest = LOWEST;
             for (var i = 0u; i < KEYS_EACH; i++) {
                 let product = products[h * KEYS_EACH + i];
-                let sum = ((product.x + product.y) + (product.z + product.w)) * params.scale;
-                score[h * KEYS_EACH + i] = select(LOWEST, sum, key + lane + i * THREADS < end);
+                let at = key + lane + i * THREADS;
+                let bias = key_bias(first_head + min(h, count - 1u), min(at, end - 1u));
+                var sum = ((product.x + product.y) + (product.z + product.w)) * params.scale + bias;
+                if params.soft_cap > 0.0 {
+                    sum = soft_bound(vec4<f32>(sum), params.soft_cap).x;
+                }
+                score[h * KEYS_EACH + i] = select(LOWEST, sum, at < end);
                 highest = max(highest, score[h * KEYS_EACH + i]);
             }
             exchange[h * THREADS + lane] = highest;

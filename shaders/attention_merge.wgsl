@@ -6,7 +6,7 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> partial: array<f32>;
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read_write> out: array<act>;
 
 @compute @workgroup_size(64)
 fn attention_merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -25,6 +25,6 @@ fn attention_merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
             sum = fma(partial[at + d], fade, sum);
             total = fma(partial[at + params.head_dim + 1u], fade, total);
         }
-        out[head * params.head_dim + d] = sum / total;
+        out[head * params.head_dim + d] = to_act(sum / total);
     }
 }

@@ -1,4 +1,6 @@
 // x * weight^T for one row: a workgroup computes COLUMNS columns, its threads share the blocks of the width.
+@group(0) @binding(1) var<storage, read> x: array<act4>;
+
 override THREADS: u32; // a power of two
 // COLUMNS (a multiple of 4) comes from Rust.
 const QUADS: u32 = COLUMNS / 4u;
@@ -22,7 +24,7 @@ fn matvec(
         // The padding's weights are 0: any element of x will do for it.
         var v: array<vec4<f32>, 8>;
         for (var i = 0u; i < 8u; i++) {
-            v[i] = x[params.x_start + min(8u * block + i, params.width4 - 1u)];
+            v[i] = vec4<f32>(x[params.x_start + min(8u * block + i, params.width4 - 1u)]);
         }
         for (var i = 0u; i < COLUMNS; i++) {
             let w = weight32(min(column + i, params.n - 1u), block);

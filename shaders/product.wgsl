@@ -1,5 +1,7 @@
 // x * weight^T for many rows, in tiles of TILE_M rows by TILE_N columns; a thread computes THREAD_TILE by THREAD_TILE sums, in squares of 4.
 // Granule invariant: each output is one chain of fma over ascending k, up to the same padded width, whatever the tile: variants agree in every bit.
+@group(0) @binding(1) var<storage, read> x: array<act4>;
+
 override TILE_M: u32;
 override TILE_N: u32;
 override ROW_GROUPS: u32;    // TILE_M / THREAD_TILE
@@ -39,7 +41,7 @@ fn load_tiles(first_row: u32, first_column: u32, k: u32, lane: u32) {
         let row = min(first_row + i / STEP4, params.rows - 1u);
         // The padding's weights are 0: any element of the row will do for it.
         let k4 = min(k / 4u + i % STEP4, params.width4 - 1u);
-        x_tile[i % STEP4 * TILE_M + i / STEP4] = x[params.x_start + row * params.width4 + k4];
+        x_tile[i % STEP4 * TILE_M + i / STEP4] = vec4<f32>(x[params.x_start + row * params.width4 + k4]);
     }
     for (var i = lane; i < STEP8 * TILE_N; i += threads) {
         let w = weight8(min(first_column + i / STEP8, params.n - 1u), k + 8u * (i % STEP8));

@@ -7,10 +7,11 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head4: u32,      // head_dim / 4
+    rotary4: u32,    // vec4s of a head that turn; the others are copied
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> angles: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> qkv: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read_write> qkv: array<act2>;
 @group(0) @binding(3) var<storage, read_write> k: array<kv2>;
 @group(0) @binding(4) var<storage, read_write> v: array<kv2>;
 
@@ -28,14 +29,21 @@ fn rope_cache(
     let position = params.position + row;
     let head = (index % params.per_row) / params.head4;
     let t = index % params.head4;
-    let pair = place(t, params.head4);
+    let turns = t < params.rotary4;
+    var pair = vec2<u32>(2u * t, 2u * t + 1u);
+    if turns {
+        pair = place(t, params.rotary4);
+    }
     let source = params.start2 + 2u * (row * params.per_row + head * params.head4) + pair;
-    let raw = vec4<f32>(qkv[source.x], qkv[source.y]);
-    let turned = turn(raw, angles[position * params.head4 + t]);
+    let raw = vec4<f32>(vec2<f32>(qkv[source.x]), vec2<f32>(qkv[source.y]));
+    var turned = raw;
+    if turns {
+        turned = turn(raw, angles[position * params.rotary4 + t]);
+    }
     let kv_row = 2u * position * params.kv_heads * params.head4;
     if head < params.heads {
-        qkv[source.x] = turned.xy;
-        qkv[source.y] = turned.zw;
+        qkv[source.x] = to_act2(turned.xy);
+        qkv[source.y] = to_act2(turned.zw);
     } else if head < params.heads + params.kv_heads {
         let to = kv_row + 2u * (head - params.heads) * params.head4 + pair;
         k[to.x] = pack_kv(turned.xy);

@@ -92,6 +92,22 @@ impl Wait {
         })
     }
 
+    /// Lets `time` pass.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn sleep(&self, time: Duration) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            self.cancel.check()?;
+            let left = time.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Self::SLICE));
+        }
+    }
+
     /// Calls `attempt` with short slices of time until it gives a value, the cancel is set or the limit has passed.
     pub fn until<T>(&self, what: &str, mut attempt: impl FnMut(Duration) -> Result<Option<T>>) -> Result<T> {
         let start = Instant::now();
@@ -132,7 +148,11 @@ mod tests {
         assert_eq!(wait.recv(&rx, "x").unwrap(), Some(1));
         drop(tx);
         assert_eq!(wait.recv(&rx, "x").unwrap(), None);
+        let start = Instant::now();
+        wait.sleep(Duration::from_millis(50)).unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(50));
         wait.cancel.cancel();
         assert!(matches!(wait.recv(&rx, "x"), Err(Error::Cancelled)));
+        assert!(matches!(wait.sleep(Duration::MAX), Err(Error::Cancelled)));
     }
 }

@@ -15,17 +15,25 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::ModelFiles;
 
 mod builder;
+mod calibrate;
 mod devices;
 mod generation;
 mod report;
+mod saved;
 mod session;
 mod stream;
 
+pub use crate::runahead::cost::Lane;
+pub use crate::runahead::experiment::Experiment;
+pub use crate::runahead::noise::Noise;
+pub use crate::runahead::schedule::Mode;
 pub use builder::EngineBuilder;
+pub use calibrate::{CalibrateOptions, CalibrateStep, Calibration};
 pub use devices::{DeviceId, DeviceInfo, default_devices, devices};
 pub use generation::{Generation, Token};
 pub use report::{AdapterReport, PrefillReport};
-pub use session::{Mode, Options, Session};
+pub use saved::saved_tokens;
+pub use session::{Options, Session};
 pub use stream::{Event, Stream};
 
 /// How far a load or a prefill is.
@@ -67,6 +75,7 @@ struct Shared {
     adapters: Vec<Box<dyn Adapter>>,
     context: usize,
     kv: KvDtype,
+    experiment: Experiment,
     cancel: Cancel,
     progress: OnProgress,
 }
@@ -118,12 +127,31 @@ impl Engine {
             .enumerate()
             .map(|(i, a)| a.open(shared.context, shared.kv, if i == last { Slots::All } else { Slots::Ring }))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Session::new(self.clone(), nodes))
+        Ok(Session::new(self.clone(), nodes, shared.experiment.clone()))
+    }
+
+    /// An empty session on one adapter alone, by its place in [`Engine::adapters`].
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], [`Error::Memory`].
+    pub fn session_on(&self, adapter: usize) -> Result<Session> {
+        let shared = &self.shared;
+        let missing = || Error::NoAdapter {
+            name: adapter.to_string(),
+            available: self.adapters().collect::<Vec<_>>().join(", "),
+        };
+        let node = shared.adapters.get(adapter).ok_or_else(missing)?.open(shared.context, shared.kv, Slots::All)?;
+        Ok(Session::new(self.clone(), vec![node], shared.experiment.pick(&[adapter])))
     }
 
     /// The engine's own cancel: once set, all its sessions end.
     pub fn cancel(&self) -> &Cancel {
         &self.shared.cancel
+    }
+
+    /// Whether a token ends a sequence or a turn.
+    pub fn ends(&self, id: u32) -> bool {
+        self.shared.files.eos.contains(&id)
     }
 
     fn check_token(&self, id: u32) -> Result<()> {

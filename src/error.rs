@@ -136,6 +136,9 @@ pub enum Error {
     /// The caller cancelled the work.
     #[error("cancelled")]
     Cancelled,
+    /// A setting of the sampler has no meaning, or the model gave nothing to choose from.
+    #[error("sampling: {0}")]
+    Sampling(String),
     /// Text could not be turned into tokens, or back.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

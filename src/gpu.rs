@@ -326,11 +326,16 @@ mod tests {
             (0..n_dispatches).for_each(|_| double(&mut recording, &pipeline, &buffer, 1 << 16));
             gpu.submit(recording).unwrap()
         };
-        gpu.wait(&run(1), &wait()).unwrap();
-        let start = Instant::now();
-        gpu.wait(&run(1), &wait()).unwrap();
-        // Half a second and more of short dispatches, whatever the device: no watchdog minds.
-        let submission = run((1.0 / start.elapsed().as_secs_f64()).ceil() as u32);
+        // As many as take long enough to be timed, whatever the device: a fast one is through with a few before the host has looked.
+        let (mut n_timed, mut seconds) = (1, 0.0);
+        while seconds < 0.05 {
+            n_timed *= 4;
+            let start = Instant::now();
+            gpu.wait(&run(n_timed), &wait()).unwrap();
+            seconds = start.elapsed().as_secs_f64();
+        }
+        // Half a second and more of short dispatches: no watchdog minds.
+        let submission = run((f64::from(n_timed) / seconds).ceil() as u32);
         let wait = wait();
         let cancel = wait.cancel.clone();
         let canceller = std::thread::spawn(move || {

@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use crate::cancel::Wait;
-use crate::config::RopePairs;
+use crate::config::{NormKind, RopePairs};
 use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::weights::WeightTensor;
@@ -57,7 +57,7 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn begin(&self) -> Self::Recording;
     /// Row lookup: `out[r] = table[ids[r]]`.
     fn embed(&self, rec: &mut Self::Recording, op: Embed<'_, Self>) -> Result<()>;
-    /// RMSNorm: `out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight` (Zhang and Sennrich 2019).
+    /// A norm of each row, see [`NormKind`].
     fn norm(&self, rec: &mut Self::Recording, op: Norm<'_, Self>) -> Result<()>;
     /// `x * weight^T` with an epilogue.
     fn product(&self, rec: &mut Self::Recording, op: Product<'_, Self>) -> Result<()>;
@@ -67,6 +67,8 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn attention(&self, rec: &mut Self::Recording, op: Attention<'_, Self>) -> Result<()>;
     /// Attention of one row, its keys split over the device and merged.
     fn attention_decode(&self, rec: &mut Self::Recording, op: AttentionDecode<'_, Self>) -> Result<()>;
+    /// `x = cap * tanh(x / cap)` in place (Gemma 2's logits).
+    fn soft_cap(&self, rec: &mut Self::Recording, op: SoftCap<'_, Self>) -> Result<()>;
     /// Index of the largest element of a row; the lowest index among equals.
     fn arg_max(&self, rec: &mut Self::Recording, op: ArgMax<'_, Self>) -> Result<()>;
     /// Copies elements out, as they stand at this point of the recording. `range` starts and ends at multiples of 4 bytes.
@@ -111,7 +113,7 @@ pub struct MatrixSource {
 pub enum RowOrder {
     /// One tensor's rows after the other's (Q, K, V).
     Stacked,
-    /// Row 0 of each, row 1 of each … (gate and up, for [`Epilogue::SwiGlu`]); two parts of one shape.
+    /// Row 0 of each, row 1 of each … (gate and up, for a [gated](Epilogue::gated) epilogue); two parts of one shape.
     Alternating,
 }
 
@@ -125,6 +127,8 @@ pub struct Embed<'a, K: Kernels> {
     pub out: &'a K::Tensor,
     /// Number of rows.
     pub rows: usize,
+    /// Multiplies every element (Gemma: `sqrt(hidden)`).
+    pub scale: f32,
 }
 
 /// See [`Kernels::norm`].
@@ -133,14 +137,20 @@ pub struct Norm<'a, K: Kernels> {
     pub x: &'a K::Tensor,
     /// F32 `[width]`.
     pub weight: &'a K::Tensor,
-    /// Activation type `[.., width]`.
+    /// F32 `[width]`, added last.
+    pub bias: Option<&'a K::Tensor>,
+    /// Activation type `[.., width]`; F32 where `add` is set.
     pub out: &'a K::Tensor,
     /// Rows, the same in `x` and `out`.
     pub rows: Range<usize>,
     /// Elements of a row.
     pub width: usize,
-    /// Added to the mean square.
+    /// Added to the mean square or the variance.
     pub eps: f32,
+    /// What is computed.
+    pub kind: NormKind,
+    /// `out += norm` instead of `out = norm`: the norm behind a block whose result joins the residual stream.
+    pub add: bool,
 }
 
 /// What a product does with its sums.
@@ -152,6 +162,20 @@ pub enum Epilogue {
     Add,
     /// `out[c] = silu(sum[2c]) * sum[2c + 1]`, activation type `[.., n / 2]`, for [`RowOrder::Alternating`] matrices (Shazeer 2020).
     SwiGlu,
+    /// As `SwiGlu` with GELU's tanh form: `gelu(z) = z / (1 + exp(-2 u))`, `u = sqrt(2 / pi) (z + 0.044715 z^3)`.
+    GeGlu,
+    /// `out = gelu(sum)`, activation type `[.., n]`: `gelu(z) = z / 2 (1 + erf(z / sqrt(2)))` (Hendrycks and Gimpel 2016).
+    Gelu,
+}
+
+impl Epilogue {
+    /// All of them, for tests and tables.
+    pub const ALL: [Epilogue; 5] = [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu, Epilogue::GeGlu, Epilogue::Gelu];
+
+    /// Whether two sums make one output.
+    pub const fn gated(self) -> bool {
+        matches!(self, Epilogue::SwiGlu | Epilogue::GeGlu)
+    }
 }
 
 /// See [`Kernels::product`].
@@ -160,6 +184,8 @@ pub struct Product<'a, K: Kernels> {
     pub x: &'a K::Tensor,
     /// `[n, width]`.
     pub weight: &'a K::Matrix,
+    /// F32 `[n]`, added to the sums before the epilogue; in the order of the matrix's rows.
+    pub bias: Option<&'a K::Tensor>,
     /// See [`Epilogue`].
     pub out: &'a K::Tensor,
     /// Rows of `x`.
@@ -200,11 +226,21 @@ impl HeadDims {
     }
 }
 
+/// RMSNorm of every query and key head before its rotation (Qwen 3, Gemma 3).
+pub struct HeadNorm<'a, K: Kernels> {
+    /// F32 `[head_dim]`, for queries.
+    pub q: &'a K::Tensor,
+    /// F32 `[head_dim]`, for keys.
+    pub k: &'a K::Tensor,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// See [`Kernels::rope_cache`].
 pub struct RopeCache<'a, K: Kernels> {
-    /// Activation type `[.., (heads + 2 kv_heads) * head_dim]`: Q, K, V of each row; Q is rotated in place, K and V are left as they are.
+    /// Activation type `[.., (heads + 2 kv_heads) * head_dim]`: Q, K, V of each row; Q is normed and rotated in place, K is normed in place, V stays.
     pub qkv: &'a K::Tensor,
-    /// F32 `[context, head_dim / 2, 2]`: cosine and sine of every position and pair.
+    /// F32 `[context, rotary / 2, 2]`: cosine and sine of every position and pair; not read where `rotary` is 0.
     pub angles: &'a K::Tensor,
     /// F16 or F32 `[tokens, kv_heads, head_dim]`.
     pub k: &'a K::Tensor,
@@ -218,6 +254,26 @@ pub struct RopeCache<'a, K: Kernels> {
     pub dims: HeadDims,
     /// Which elements turn together.
     pub pairs: RopePairs,
+    /// The leading elements of each head that turn, a multiple of 4; the others stay.
+    pub rotary: usize,
+    /// A norm before the rotation.
+    pub norm: Option<HeadNorm<'a, K>>,
+}
+
+/// What changes a score beyond its scale. The default changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoreRules {
+    /// The row at position `p` sees keys `p + 1 - window ..= p` alone; at least 1.
+    pub window: Option<usize>,
+    /// A scaled score `s` becomes `cap * tanh(s / cap)` (Gemma 2).
+    pub soft_cap: Option<f32>,
+}
+
+impl ScoreRules {
+    /// The first key that the row at `position` sees.
+    pub fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
 }
 
 /// See [`Kernels::attention`].
@@ -232,12 +288,20 @@ pub struct Attention<'a, K: Kernels> {
     pub out: &'a K::Tensor,
     /// Rows of `qkv` and `out`.
     pub rows: Range<usize>,
-    /// Absolute position of `rows.start`; the row at position `p` sees keys `0..=p`.
+    /// Absolute position of `rows.start`; the row at position `p` sees keys `0..=p`, or those of them that a window leaves.
     pub position: usize,
+    /// Scores are computed for at least this many keys, whose rows are valid, and masked: work without use, as an implementation without a causal
+    /// kernel has it. 0 leaves out whatever no row of a tile sees, and what a window has passed is always left out. No bit depends on it.
+    pub dense_keys: usize,
     /// Heads.
     pub dims: HeadDims,
     /// Multiplies every score (`head_dim^-1/2`).
     pub scale: f32,
+    /// Window and soft-cap.
+    pub rules: ScoreRules,
+    /// F32 `[heads, keys]` for some number of keys that reaches past every position here: added to the scaled score of a head and key (ALiBi,
+    /// Press, Smith, Lewis 2021).
+    pub bias: Option<&'a K::Tensor>,
 }
 
 /// See [`Kernels::attention_decode`].
@@ -258,6 +322,20 @@ pub struct AttentionDecode<'a, K: Kernels> {
     pub dims: HeadDims,
     /// Multiplies every score.
     pub scale: f32,
+    /// As [`Attention::rules`].
+    pub rules: ScoreRules,
+    /// As [`Attention::bias`].
+    pub bias: Option<&'a K::Tensor>,
+}
+
+/// See [`Kernels::soft_cap`].
+pub struct SoftCap<'a, K: Kernels> {
+    /// F32.
+    pub x: &'a K::Tensor,
+    /// The first `len` elements are changed.
+    pub len: usize,
+    /// The bound.
+    pub cap: f32,
 }
 
 /// See [`Kernels::arg_max`].

@@ -29,6 +29,7 @@ pub mod dims;
 pub mod dtype;
 pub mod error;
 
+pub mod sampler;
 pub mod template;
 pub mod tokenizer;
 pub mod weights;

@@ -12,7 +12,9 @@ mod kv_cache;
 mod load;
 pub mod memory;
 mod scratch;
+mod sources;
 
+pub use forward::Scores;
 pub use kv_cache::{KvCache, Slots};
 pub use load::LoadOptions;
 pub use scratch::Scratch;
@@ -25,21 +27,43 @@ pub struct Model<K: Kernels> {
     /// Tokens that positions are prepared for.
     context: usize,
     embedding: K::Matrix,
-    head: K::Matrix,
-    output_norm: K::Tensor,
+    head: Linear<K>,
+    output_norm: NormWeights<K>,
     layers: Vec<Layer<K>>,
-    /// F32 `[context, head_dim / 2, 2]`: cosine and sine.
-    angles: K::Tensor,
+    /// For each rope F32 `[context, rotary / 2, 2]`: cosine and sine.
+    angles: Vec<K::Tensor>,
+    /// Stands for angles in layers without rotation.
+    no_angles: K::Tensor,
+    /// F32 `[heads, context]`: ALiBi.
+    score_bias: Option<K::Tensor>,
+}
+
+/// A matrix with its bias.
+struct Linear<K: Kernels> {
+    weight: K::Matrix,
+    bias: Option<K::Tensor>,
+}
+
+/// A norm's parameters.
+struct NormWeights<K: Kernels> {
+    weight: K::Tensor,
+    bias: Option<K::Tensor>,
 }
 
 /// Weights of one block.
 struct Layer<K: Kernels> {
-    attn_norm: K::Tensor,
-    qkv: K::Matrix,
-    attn_out: K::Matrix,
-    mlp_norm: K::Tensor,
-    gate_up: K::Matrix,
-    down: K::Matrix,
+    attn_norm: NormWeights<K>,
+    qkv: Linear<K>,
+    /// Of query and of key heads.
+    head_norms: Option<[K::Tensor; 2]>,
+    attn_out: Linear<K>,
+    attn_post_norm: Option<NormWeights<K>>,
+    /// None where the MLP reads what attention reads.
+    mlp_norm: Option<NormWeights<K>>,
+    /// Gate and up rows alternate where the MLP is gated.
+    up: Linear<K>,
+    down: Linear<K>,
+    mlp_post_norm: Option<NormWeights<K>>,
 }
 
 impl<K: Kernels> Model<K> {

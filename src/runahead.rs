@@ -3,11 +3,19 @@
 //! [`partition`] cuts the prompt, [`schedule`] says who computes and who reads what, a [`worker`] and a [`courier`] per adapter carry it out over
 //! the [`board`], and [`chain`] starts them and gathers what they made. Nobody waits for a later piece, and there is no barrier.
 
+pub mod auto;
 pub mod board;
 pub mod chain;
+pub mod cost;
 pub mod courier;
+pub mod experiment;
 pub mod link;
 pub mod node;
+pub mod noise;
 pub mod partition;
 pub mod schedule;
+pub mod search;
+pub mod simulate;
+pub mod table;
+pub mod trace;
 pub mod worker;

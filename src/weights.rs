@@ -44,16 +44,28 @@ pub enum LayerRole {
     K,
     /// `[kv_heads * head_dim, hidden]`.
     V,
+    /// Q, K and V in one tensor `[(heads + 2 kv_heads) * head_dim, hidden]`, where a file has no separate ones.
+    Qkv,
+    /// Norm of query heads `[head_dim]`.
+    QNorm,
+    /// Norm of key heads `[head_dim]`.
+    KNorm,
     /// `[hidden, heads * head_dim]`.
     AttnOut,
+    /// Norm behind attention `[hidden]`.
+    AttnPostNorm,
     /// Norm before the MLP `[hidden]`.
     MlpNorm,
     /// `[ffn, hidden]`.
     Gate,
     /// `[ffn, hidden]`.
     Up,
+    /// Gate and up in one tensor `[2 ffn, hidden]`, where a file has no separate ones.
+    GateUp,
     /// `[hidden, ffn]`.
     Down,
+    /// Norm behind the MLP `[hidden]`.
+    MlpPostNorm,
 }
 
 /// A tensor as it stands in the file; cloning shares the bytes.
@@ -88,12 +100,22 @@ impl Weights {
         Self { naming, tensors }
     }
 
+    /// The naming of the tensors.
+    pub fn naming(&self) -> Naming {
+        self.naming
+    }
+
+    /// The same tensors by other names, once the family is known.
+    pub(super) fn with_naming(self, naming: Naming) -> Self {
+        Self { naming, ..self }
+    }
+
     /// The tensor of this role.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] with the file's own name for it; [`Error::Unsupported`] where its number format is unknown here.
     pub fn get(&self, role: Role) -> Result<WeightTensor> {
-        let name = self.naming.name(role);
+        let name = self.weight_name(role);
         self.named(&name)?.ok_or(Error::MissingTensor { name })
     }
 
@@ -110,7 +132,25 @@ impl Weights {
 
     /// Whether the file has this tensor, in whatever number format.
     pub fn has(&self, role: Role) -> bool {
-        self.tensors.contains_key(&self.naming.name(role))
+        self.tensors.contains_key(&self.weight_name(role))
+    }
+
+    fn weight_name(&self, role: Role) -> String {
+        self.naming.stem(role) + ".weight"
+    }
+
+    /// The bias that belongs to the tensor of this role, `[len]`, where the file has one.
+    ///
+    /// # Errors
+    /// As [`vector`](Self::vector).
+    pub fn bias(&self, role: Role, len: usize) -> Result<Option<WeightTensor>> {
+        let tensor = self.named(&(self.naming.stem(role) + ".bias"))?;
+        tensor.map(|tensor| shaped(tensor, &[len])).transpose()
+    }
+
+    /// The names of all biases.
+    pub fn biases(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str).filter(|name| name.ends_with(".bias"))
     }
 
     /// Number of parameters: elements of all tensors whose number format is known here.
@@ -123,7 +163,7 @@ impl Weights {
         self.known().map(|tensor| tensor.data.len() as u64).sum()
     }
 
-    fn known(&self) -> impl Iterator<Item = &WeightTensor> {
+    pub(crate) fn known(&self) -> impl Iterator<Item = &WeightTensor> {
         self.tensors.values().filter_map(|stored| match stored {
             Stored::Known(tensor) => Some(tensor),
             Stored::Unknown { .. } => None,
@@ -135,7 +175,7 @@ impl Weights {
     /// # Errors
     /// As [`get`](Self::get), and [`Error::TensorShape`].
     pub fn matrix(&self, role: Role, rows: usize, cols: usize) -> Result<WeightTensor> {
-        self.shaped(role, &[rows, cols])
+        shaped(self.get(role)?, &[rows, cols])
     }
 
     /// The vector `[len]` of this role.
@@ -143,16 +183,15 @@ impl Weights {
     /// # Errors
     /// As [`get`](Self::get), and [`Error::TensorShape`].
     pub fn vector(&self, role: Role, len: usize) -> Result<WeightTensor> {
-        self.shaped(role, &[len])
+        shaped(self.get(role)?, &[len])
     }
+}
 
-    fn shaped(&self, role: Role, expected: &[usize]) -> Result<WeightTensor> {
-        let tensor = self.get(role)?;
-        if tensor.shape != expected {
-            return Err(Error::TensorShape { name: tensor.name, expected: expected.to_vec(), found: tensor.shape });
-        }
-        Ok(tensor)
+fn shaped(tensor: WeightTensor, expected: &[usize]) -> Result<WeightTensor> {
+    if tensor.shape != expected {
+        return Err(Error::TensorShape { name: tensor.name, expected: expected.to_vec(), found: tensor.shape });
     }
+    Ok(tensor)
 }
 
 /// Shared bytes: a stretch of a mapped file, or owned memory.

@@ -1,11 +1,12 @@
 // Epilogue: out += sum, the residual stream.
-@group(0) @binding(AFTER_WEIGHT) var<storage, read_write> out: array<f32>;
+@group(0) @binding(OUT_BINDING) var<storage, read_write> out: array<f32>;
 
 // The sums of columns `column` (even, below `params.n`) and `column + 1`.
 fn finish(row: u32, column: u32, sums: vec2<f32>) {
+    let s = biased(column, sums);
     let at = params.out_start + row * params.out_stride + column;
-    out[at] += sums.x;
+    out[at] += s.x;
     if column + 1u < params.n {
-        out[at + 1u] += sums.y;
+        out[at + 1u] += s.y;
     }
 }

@@ -1,5 +1,5 @@
 // Rotary pairs (2i, 2i + 1): the thread `t` of a head turns pairs 2t and 2t + 1, which are the vec2s of these numbers.
-fn place(t: u32, head4: u32) -> vec2<u32> {
+fn place(t: u32, rotary4: u32) -> vec2<u32> {
     return vec2<u32>(2u * t, 2u * t + 1u);
 }
 

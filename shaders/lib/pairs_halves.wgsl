@@ -1,6 +1,6 @@
-// Rotary pairs (i, i + head_dim / 2): the thread `t` of a head turns pairs 2t and 2t + 1, which lie in the vec2s t and head_dim / 4 + t.
-fn place(t: u32, head4: u32) -> vec2<u32> {
-    return vec2<u32>(t, head4 + t);
+// Rotary pairs (i, i + rotary / 2): the thread `t` of a head turns pairs 2t and 2t + 1, which lie in the vec2s t and rotary / 4 + t.
+fn place(t: u32, rotary4: u32) -> vec2<u32> {
+    return vec2<u32>(t, rotary4 + t);
 }
 
 // Turns both pairs; `angle` holds cosine and sine of the first, then of the second. In and out: the two vec2s of `place`, one after the other.

@@ -7,6 +7,6 @@ struct Params {
     n: u32,          // weight rows in this part of the matrix
     out_start: u32,  // index of the first row's first output of this part
     out_stride: u32, // outputs of a whole row
+    first: u32,      // the part's first row in the matrix
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;

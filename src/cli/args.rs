@@ -4,10 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Mode};
+use runahead::engine::DeviceId;
 use runahead::runahead::partition::Split;
 
 use super::bench::BenchArgs;
+use super::calibrate::CalibrateArgs;
+use super::experiment::ExperimentArgs;
+use super::plan::PlanArgs;
+use super::planning;
+use super::sampling::SamplingArgs;
 
 /// Short time to first token: one prompt's prefill chained over several GPUs of any vendor, and the CPU.
 #[derive(Debug, Parser)]
@@ -23,16 +28,34 @@ pub struct Args {
 pub enum Command {
     /// List the adapters of this machine
     Devices(DevicesArgs),
+    /// Try every adapter, and say what is missing on this machine
+    Doctor,
     /// Fetch a model into the cache and print its path
     Pull(PullArgs),
     /// Answer a prompt
     Generate(GenerateArgs),
+    /// Hold a conversation
+    Chat(ChatArgs),
     /// Write the logits of every position of a prompt
     Logits(LogitsArgs),
     /// Compare a chain of adapters with one adapter
     Verify(VerifyArgs),
     /// Measure the time to the first token and the rate of decoding
     Bench(BenchArgs),
+    /// Measure adapters, and search the best cuts of prompts over them
+    Calibrate(CalibrateArgs),
+    /// Predict a prefill before anything runs
+    Plan(PlanArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, clap::Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
 
 /// Arguments of `devices`.
@@ -68,22 +91,62 @@ pub struct GenerateArgs {
     /// Every real GPU unless said here, else the CPU
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub devices: Vec<DeviceId>,
-    /// Prefill on the last adapter alone, or as a chain over all
-    #[arg(long, value_enum, default_value_t = Prefill::Runahead)]
-    pub prefill: Prefill,
+    /// auto (whatever is expected to be fastest), single (the last adapter alone), runahead (a chain over all), relay, tsp, tsp-causal or zigzag
+    #[arg(long, value_name = "MODE", value_parser = planning::Prefill::parse, default_value = "auto")]
+    pub prefill: planning::Prefill,
+    /// Tokens of each adapter: even, searched (on the costs), predicted (from the table of `calibrate`), or N0,N1,… in multiples of 16
+    #[arg(long, value_name = "SPLIT", value_parser = planning::Cut::parse)]
+    pub split: Option<planning::Cut>,
     #[command(flatten)]
-    pub split: SplitArgs,
-    /// Only 0 yet: the likeliest token each time
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    pub temperature: f32,
+    pub sampling: SamplingArgs,
+    /// Tell the log-probabilities of the N likeliest tokens at each place, in the JSON
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
+    pub logprobs: usize,
     #[command(flatten)]
     pub kv: KvArgs,
     /// Tokens that prompt and answer may take together; as many as they need unless said here
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
+    /// A session's file: what the prompt shares with it is not prefilled again; it then holds prompt and answer
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
     /// One JSON object instead of the text
     #[arg(long)]
     pub json: bool,
+    /// Write what happened when in the prefill, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Draw the same as an SVG
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+}
+
+/// Arguments of `chat`.
+#[derive(Debug, clap::Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Instructions that stand before the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(short, value_name = "N", default_value_t = 512)]
+    pub n: usize,
+    /// Adapters of the chain, as in `generate`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Tokens that the conversation may take; 4096 unless said here
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Go on with the conversation in this file, if it is there, and save it after each answer
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
 }
 
 /// Arguments of `logits`.
@@ -176,22 +239,6 @@ pub struct KvArgs {
     pub kv: Kv,
 }
 
-/// See [`Mode`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Prefill {
-    Single,
-    Runahead,
-}
-
-impl From<Prefill> for Mode {
-    fn from(prefill: Prefill) -> Self {
-        match prefill {
-            Prefill::Single => Mode::Single,
-            Prefill::Runahead => Mode::Runahead,
-        }
-    }
-}
-
 /// See [`KvDtype`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kv {
@@ -208,7 +255,8 @@ impl From<Kv> for KvDtype {
     }
 }
 
-fn parse_split(text: &str) -> Result<Split, String> {
+/// Reads `even`, or lengths.
+pub fn parse_split(text: &str) -> Result<Split, String> {
     if text == "even" {
         return Ok(Split::Even);
     }

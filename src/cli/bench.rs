@@ -3,15 +3,21 @@
 //! Parameters and columns are llama-bench's where it has them, beside the time to the first token. Each case runs once to warm up and then
 //! `-r` times. `single` is measured on every adapter that is named, so that a chain is compared with the best of them, in the same run.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use runahead::cancel::Cancel;
-use runahead::engine::{DeviceId, DeviceInfo, Engine, EngineBuilder, devices};
+use runahead::engine::{DeviceId, DeviceInfo, Engine, EngineBuilder, Experiment, devices};
+use runahead::runahead::partition::Split;
+use runahead::runahead::search::search_simulated;
 
 use super::failure::Failure;
+use super::new_file::NewFile;
 use super::open::{self, Opening};
 use super::output;
+use super::picture::{self, Series};
+use super::planning::{Cut, Outline, Setup};
 use super::progress::Bars;
 
 mod args;
@@ -20,7 +26,7 @@ mod measure;
 mod row;
 mod table;
 
-pub use args::BenchArgs;
+pub use args::{BenchArgs, Shape, weight_types};
 use cases::{Case, Group};
 use measure::Measured;
 use row::{About, Row};
@@ -32,11 +38,17 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
     let groups = cases::groups(args, &named)?;
     let files = files(args)?;
     let context = cases::context(&groups, files.config().max_context)?;
+    let setup = match args.cut() {
+        Cut::Fixed(_) => None,
+        _ => Some(Setup::new(Outline::of(&files), &named, args.kv.kv.into())?),
+    };
+    let plot = NewFile::begin_if(args.plot.as_ref())?;
     let mut bench = Bench {
         args,
         cancel,
         context,
         devices: devices(),
+        setup,
         bars: Arc::new(Bars::new()),
         table: Table::new(args.output, &args.model_name(), groups.iter().any(Group::is_chain)),
         rows: Vec::new(),
@@ -48,13 +60,16 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
     }
     bench.table.end()?;
     bench.tell_break_even();
-    Ok(())
+    plot.map_or(Ok(()), |file| file.text(&bench.plot()?))
 }
 
 fn files(args: &BenchArgs) -> Result<EngineBuilder, Failure> {
     match &args.synthetic {
         // Any seed is as good; one that never changes makes runs comparable.
-        Some(shape) => Ok(Engine::synthetic(shape.config()?, args.weights.into(), 0)?),
+        Some(shape) => Ok(Engine::synthetic(shape.config()?, args.dtype(), 0)?),
+        None if args.weights.is_some() => {
+            Err(Failure::Usage("--weights is the format of random weights: it needs --synthetic".to_owned()))
+        }
         None => open::files(&args.model),
     }
 }
@@ -64,6 +79,8 @@ struct Bench<'a> {
     cancel: &'a Cancel,
     context: usize,
     devices: Vec<DeviceInfo>,
+    /// What is known of the adapters, where cuts come from that.
+    setup: Option<Setup>,
     bars: Arc<Bars>,
     table: Table,
     rows: Vec<Row>,
@@ -75,8 +92,14 @@ impl Bench<'_> {
         self.cancel.check()?;
         let (params, weights_bytes) = (files.n_parameters(), files.weights_bytes());
         let kv = self.args.kv.kv.into();
-        let opening =
-            Opening { devices: &group.devices, context: self.context, kv, cancel: self.cancel, bars: &self.bars };
+        let opening = Opening {
+            devices: &group.devices,
+            context: self.context,
+            kv,
+            experiment: group.experiment.clone(),
+            cancel: self.cancel,
+            bars: &self.bars,
+        };
         let started = Instant::now();
         let engine = open::engine(files, &opening)?;
         let about = About {
@@ -86,10 +109,12 @@ impl Bench<'_> {
             kv,
             load_ms: started.elapsed().as_secs_f64() * 1e3,
             repetitions: self.args.repetitions,
+            cut: self.args.cut().name(),
         };
         let names = engine.adapters().map(str::to_owned).collect::<Vec<_>>();
         for case in &group.cases {
-            let measured = measure::case(&engine, case, self.args, self.cancel);
+            let split = self.split(&engine, case, &group.experiment);
+            let measured = split.and_then(|split| measure::case(&engine, case, &split, self.args, self.cancel));
             self.bars.clear();
             let measured = measured?;
             if let Some(note) = measured.note() {
@@ -101,6 +126,25 @@ impl Bench<'_> {
             self.rows.push(row);
         }
         Ok(())
+    }
+
+    /// How a case's prompt is cut.
+    fn split(&self, engine: &Engine, case: &Case, experiment: &Experiment) -> Result<Split, Failure> {
+        let Case::Prefill { mode, even: false, prompt, depth } = *case else { return Ok(Split::Even) };
+        if let Cut::Fixed(split) = self.args.cut() {
+            return Ok(split);
+        }
+        let Some(setup) = &self.setup else { return Ok(Split::Even) };
+        match self.args.cut() {
+            Cut::Predicted => {
+                Ok(Split::Given(setup.lengths(mode, &Cut::Predicted, engine.adapters().count(), prompt)?))
+            }
+            _ => {
+                let costs = experiment.costs(&setup.costs)?;
+                let guess = search_simulated(mode, &costs, depth, prompt, engine.config().n_layers)?.lengths;
+                measure::searched(engine, mode, (prompt, depth), guess, self.cancel)
+            }
+        }
     }
 
     /// Names and back ends of the adapters that took part.
@@ -123,22 +167,38 @@ impl Bench<'_> {
         self.rows.iter().filter(|row| row.is_single(prompt, depth)).filter_map(Row::ttft_ms).min_by(f64::total_cmp)
     }
 
-    /// The prompt length from which on the chain was never behind the best single adapter.
+    /// For each way to prefill on a chain, the prompt length from which on it was never behind the best single adapter.
     fn tell_break_even(&self) {
         for depth in &self.args.depth {
-            let mut chain: Vec<_> = self.rows.iter().filter_map(|row| row.chain_speedup(*depth)).collect();
-            chain.sort_by_key(|&(prompt, _)| std::cmp::Reverse(prompt));
-            let ahead = chain.iter().take_while(|&&(_, speedup)| speedup >= 1.0).last();
-            let behind = if *depth > 0 { format!(" behind {depth} tokens") } else { String::new() };
-            match (chain.is_empty(), ahead) {
-                (true, _) => {}
-                (false, Some((prompt, _))) => output::note(&format!(
-                    "break-even{behind}: of the prompts measured, the chain is ahead of the best single adapter from {prompt} tokens on"
-                )),
-                (false, None) => output::note(&format!(
-                    "break-even{behind}: the chain is behind the best single adapter at the longest prompt measured"
-                )),
+            let mut ways: BTreeMap<String, Vec<(usize, f64)>> = BTreeMap::new();
+            for (way, prompt, speedup) in self.rows.iter().filter_map(|row| row.chain_speedup(*depth)) {
+                ways.entry(way).or_default().push((prompt, speedup));
+            }
+            for (way, mut prompts) in ways {
+                prompts.sort_by_key(|&(prompt, _)| std::cmp::Reverse(prompt));
+                output::note(&match prompts.iter().take_while(|&&(_, speedup)| speedup >= 1.0).last() {
+                    Some((prompt, _)) => format!(
+                        "break-even of {way}: of the prompts measured, it is ahead of the best single adapter from {prompt} tokens on"
+                    ),
+                    None => format!(
+                        "break-even of {way}: it is behind the best single adapter at the longest prompt measured"
+                    ),
+                });
             }
         }
+    }
+
+    /// Times to the first token over prompt lengths.
+    fn plot(&self) -> Result<String, Failure> {
+        let mut series: Vec<Series> = Vec::new();
+        for (name, prompt, ttft_ms) in self.rows.iter().filter_map(Row::ttft) {
+            let at = series.iter().position(|s| s.name == name).unwrap_or_else(|| {
+                series.push(Series { name, points: Vec::new() });
+                series.len() - 1
+            });
+            series[at].points.push((prompt as f64, ttft_ms));
+        }
+        series.iter_mut().for_each(|s| s.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
+        picture::ttft(&self.args.model_name(), &series)
     }
 }

@@ -7,34 +7,58 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use runahead::cancel::Cancel;
-use runahead::engine::{DeviceId, Engine, EngineBuilder, Mode, Options, PrefillReport};
+use runahead::engine::{DeviceId, EngineBuilder, Experiment, Mode, Options, PrefillReport, Session, saved_tokens};
 use runahead::error::Error;
 use runahead::runahead::partition::Split;
+use runahead::runahead::trace;
 
 use super::args::GenerateArgs;
 use super::failure::Failure;
 use super::input::Prompt;
+use super::new_file::NewFile;
 use super::open::{self, Opening};
 use super::output;
+use super::picture;
+use super::planning::{Cut, Outline, Prefill, Setup};
 use super::progress::Bars;
 
 mod report;
 
-use report::Report;
+use report::{Answer, Report};
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, cancel: &Cancel) -> Result<(), Failure> {
-    check(args)?;
+    let options = options(args)?;
     let prompt = Prompt::read(&args.prompt, cancel)?;
     let files = open::files(&args.model)?;
     let tokens = prompt.tokens(&files, args.raw)?;
     cancel.check()?;
-    let plan = Plan::new(args, &files, tokens.len())?;
+    let saved = args.session.as_deref().filter(|path| path.exists());
+    let n_saved = saved.map(saved_tokens).transpose()?.map_or(0, |tokens| tokens.len());
+    let plan = Plan::new(args, options, &files, tokens.len(), n_saved)?;
+
+    // Before the work: a folder that cannot be written would waste it.
+    let pictures = Pictures::begin(args)?;
 
     let bars = Arc::new(Bars::new());
-    let opening = Opening { devices: &plan.devices, context: plan.context, kv: args.kv.kv.into(), cancel, bars: &bars };
+    let opening = Opening {
+        devices: &plan.devices,
+        context: plan.context,
+        kv: args.kv.kv.into(),
+        experiment: plan.experiment.clone(),
+        cancel,
+        bars: &bars,
+    };
     let engine = open::engine(files, &opening)?;
-    let report = answer(&engine, &tokens, &plan, args.json, &bars)?;
+    let session = match &saved {
+        Some(path) => engine.load_session(path)?,
+        None => engine.session()?,
+    };
+    let answer = answer(session, &tokens, &plan, pictures, args.json, &bars)?;
+    if let Some(path) = &args.session {
+        answer.session.save(path)?;
+    }
+    let report = Report::new(answer, args.session.is_some(), &plan.options.sampling);
     if args.json { output::json_pretty(&report) } else { report.print_summary() }
 }
 
@@ -42,36 +66,55 @@ pub fn run(args: &GenerateArgs, cancel: &Cancel) -> Result<(), Failure> {
 struct Plan {
     devices: Vec<DeviceId>,
     context: usize,
+    experiment: Experiment,
     options: Options,
+    /// How to cut what is left of the prompt behind a saved prefix.
+    split_behind: Split,
 }
 
-fn check(args: &GenerateArgs) -> Result<(), Failure> {
-    if args.temperature != 0.0 {
-        let text = format!("--temperature {}: only 0 (the likeliest token each time) exists yet", args.temperature);
-        return Err(Failure::Usage(text));
+/// Files that show the prefill.
+struct Pictures {
+    trace: Option<NewFile>,
+    timeline: Option<NewFile>,
+}
+
+impl Pictures {
+    fn begin(args: &GenerateArgs) -> Result<Self, Failure> {
+        let (trace, timeline) = (args.trace.as_ref(), args.timeline.as_ref());
+        Ok(Self { trace: NewFile::begin_if(trace)?, timeline: NewFile::begin_if(timeline)? })
     }
-    let mode = Mode::from(args.prefill);
-    if mode == Mode::Single && args.split.split != Split::Even {
-        return Err(Failure::Usage("--prefill single runs on one adapter: --split has nothing to cut".to_owned()));
+
+    fn finish(self, report: &PrefillReport) -> Result<(), Failure> {
+        if let Some(file) = self.trace {
+            let logs: Vec<_> = report.adapters.iter().map(|a| (a.name.as_str(), &a.log)).collect();
+            file.text(&trace::chrome(&logs).to_string())?;
+        }
+        match self.timeline {
+            Some(file) => file.text(&picture::timeline(report)?),
+            None => Ok(()),
+        }
     }
-    Ok(())
+}
+
+/// What can be said before anything is read.
+fn options(args: &GenerateArgs) -> Result<Options, Failure> {
+    let mut options = Options::default();
+    args.sampling.apply(&mut options, args.logprobs)?;
+    Ok(options)
 }
 
 impl Plan {
-    fn new(args: &GenerateArgs, files: &EngineBuilder, n_prompt: usize) -> Result<Self, Failure> {
-        let mode = Mode::from(args.prefill);
-        let mut devices = open::named_or_default(&args.devices);
-        if mode == Mode::Single {
-            // The others would only hold weights.
-            devices.drain(..devices.len().saturating_sub(1));
-        }
-        // Before anything is loaded.
-        args.split.split.lengths(0, n_prompt, devices.len())?;
-
+    fn new(
+        args: &GenerateArgs,
+        options: Options,
+        files: &EngineBuilder,
+        n_prompt: usize,
+        n_saved: usize,
+    ) -> Result<Self, Failure> {
         // The last token needs no row: nothing comes after it.
         let behind = args.n.saturating_sub(1);
         let context = match args.context {
-            None => open::context_for(files, n_prompt, behind)?,
+            None => open::context_for(files, n_prompt, behind)?.max(n_saved),
             Some(context) if n_prompt > context => {
                 return Err(Error::ContextFull { needed: n_prompt, context }.into());
             }
@@ -83,23 +126,54 @@ impl Plan {
                 "note: behind {n_prompt} tokens a context of {context} holds {max_tokens} more at most"
             ));
         }
-        let options = Options { max_tokens, mode, split: args.split.split.clone(), ..Options::default() };
-        Ok(Self { devices, context, options })
+        // Before anything is loaded: who computes what. Lengths that were given are those of what a saved prefix leaves.
+        let of_rest = match &args.split {
+            Some(Cut::Fixed(split @ Split::Given(_))) if n_saved > 0 => Some(split.clone()),
+            _ => None,
+        };
+        let cut = if of_rest.is_some() { Some(&Cut::Fixed(Split::Even)) } else { args.split.as_ref() };
+        let devices = open::named_or_default(&args.devices);
+        let experiment = args.experiment.experiment(devices.len())?;
+        let setup = Setup::new(Outline::of(files), &devices, args.kv.kv.into())?.under(&experiment)?;
+        let plan = setup.plan(args.prefill, cut, n_prompt, context)?;
+        // Who asks for one adapter knows that the others have nothing to do.
+        if args.prefill != Prefill::As(Mode::Single) {
+            setup.tell_left_out(&plan);
+        }
+        let planned = if plan.mode == Mode::Single { Split::Even } else { Split::Given(plan.lengths.clone()) };
+        let split_behind = of_rest.clone().unwrap_or_default();
+        let split = of_rest.unwrap_or(planned);
+        let options = Options { max_tokens, mode: plan.mode, split, ..options };
+        let experiment = experiment.pick(&plan.order);
+        Ok(Self { devices: setup.devices(&plan), context, experiment, options, split_behind })
     }
 }
 
-fn answer(engine: &Engine, tokens: &[u32], plan: &Plan, quiet: bool, bars: &Bars) -> Result<Report, Failure> {
-    let mut session = engine.session()?;
-    let prefilled = session.generate(tokens, &plan.options);
+fn answer(
+    mut session: Session,
+    tokens: &[u32],
+    plan: &Plan,
+    pictures: Pictures,
+    quiet: bool,
+    bars: &Bars,
+) -> Result<Answer, Failure> {
+    let engine = session.engine().clone();
+    let n_kept = session.keep_prefix(tokens);
+    let mut options = plan.options.clone();
+    if n_kept > 0 {
+        options.split = plan.split_behind.clone();
+    }
+    let prefilled = session.generate(&tokens[n_kept..], &options);
     bars.clear();
     let mut generation = prefilled?;
     let prefill = generation.report().clone();
     tell(&prefill);
+    pictures.finish(&prefill)?;
 
     let mut out = Out { speaks: engine.tokenizer().is_some(), quiet, text: String::new(), n: 0 };
-    let mut ids = Vec::new();
+    let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
     let began = Instant::now();
-    let mut last = Duration::ZERO;
+    let mut decoding = Duration::ZERO;
     for token in generation.by_ref() {
         let token = match token {
             Ok(token) => token,
@@ -108,13 +182,14 @@ fn answer(engine: &Engine, tokens: &[u32], plan: &Plan, quiet: bool, bars: &Bars
                 return Err(error.into());
             }
         };
-        last = began.elapsed();
+        decoding = began.elapsed();
         ids.push(token.id);
+        logprobs.extend(token.logprobs);
         out.token(token.id, &token.text)?;
     }
     out.add(&generation.finish())?;
     out.end()?;
-    Ok(Report::new(tokens.len(), ids, out.text, prefill, last))
+    Ok(Answer { session, prompt_tokens: tokens.len(), ids, logprobs, text: out.text, prefill, decoding })
 }
 
 /// What the user must know before the answer.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, EngineBuilder, default_devices, devices};
+use runahead::engine::{DeviceId, Engine, EngineBuilder, Experiment, default_devices, devices};
 use runahead::error::Error;
 
 use super::args::ModelArgs;
@@ -43,6 +43,7 @@ pub struct Opening<'a> {
     pub devices: &'a [DeviceId],
     pub context: usize,
     pub kv: KvDtype,
+    pub experiment: Experiment,
     pub cancel: &'a Cancel,
     pub bars: &'a Arc<Bars>,
 }
@@ -54,6 +55,7 @@ pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Fai
         .devices(opening.devices.iter().copied())
         .context(opening.context)
         .kv(opening.kv)
+        .experiment(opening.experiment.clone())
         .cancel(opening.cancel.clone())
         .on_progress(move |progress| bars.show(progress))
         .open();

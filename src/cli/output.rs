@@ -26,6 +26,11 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Asks for a line: on stderr, as stdout is for results.
+pub fn prompt(text: &str) {
+    let _ = write!(std::io::stderr(), "{text}");
+}
+
 /// A bar over bytes; draws nothing where stderr is no terminal.
 pub fn byte_bar(what: &str, total_bytes: Option<u64>, done_bytes: u64) -> ProgressBar {
     let template = match total_bytes {

@@ -3,7 +3,7 @@
 //! Downloads are resumed where they were cut, in the same run and in the next; a file appears under its name only once it is whole and its hash, where one
 //! is known, is right. One process pulls at a time. Nothing is ever removed from the cache but unfinished downloads.
 
-mod cache;
+pub mod cache;
 mod download;
 mod http;
 mod hub;

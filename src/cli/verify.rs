@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, EngineBuilder};
+use runahead::engine::{DeviceId, EngineBuilder, Experiment};
 
 use super::args::VerifyArgs;
 use super::failure::Failure;
@@ -45,7 +45,14 @@ pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
     let n_greedy = context - prompt.len() + 1;
 
     let bars = Arc::new(Bars::new());
-    let opening = |devices| Opening { devices, context, kv: args.kv.kv.into(), cancel, bars: &bars };
+    let opening = |devices| Opening {
+        devices,
+        context,
+        kv: args.kv.kv.into(),
+        experiment: Experiment::default(),
+        cancel,
+        bars: &bars,
+    };
     let engine = open::engine(files, &opening(&pair.reference))?;
     let turns = Turns { prompt: &prompt, continuation: None, split: Default::default(), n_greedy };
     let reference = Side::measure(&engine, &turns, &bars)?;

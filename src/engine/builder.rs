@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::cancel::Cancel;
 use crate::config::ModelConfig;
 use crate::dims::{GRANULE, round_up};
-use crate::dtype::{Dtype, KvDtype};
-use crate::engine::{DeviceId, Engine, OnProgress, Progress, Shared, default_devices, devices};
+use crate::dtype::{Dtype, KvDtype, Scalar};
+use crate::engine::{DeviceId, Engine, Experiment, OnProgress, Progress, Shared, default_devices, devices};
 use crate::error::{Error, Result};
 use crate::gpu::{self, GpuAdapter};
 use crate::kernels::Kernels;
@@ -22,12 +22,16 @@ use crate::weights::ModelFiles;
 /// Context of an engine that nobody asked for more: enough for a conversation, small enough for any adapter.
 const DEFAULT_CONTEXT: usize = 4096;
 
+/// The CPU adapter's name.
+const CPU_NAME: &str = "cpu";
+
 /// Chooses how a model is loaded. Made by [`Engine::builder`].
 pub struct EngineBuilder {
     files: ModelFiles,
     devices: Vec<DeviceId>,
     context: Option<usize>,
     kv: KvDtype,
+    experiment: Experiment,
     cancel: Cancel,
     progress: OnProgress,
 }
@@ -57,6 +61,7 @@ impl EngineBuilder {
             devices: Vec::new(),
             context: None,
             kv: KvDtype::default(),
+            experiment: Experiment::default(),
             cancel: Cancel::new(),
             progress: Arc::new(|_| {}),
         }
@@ -75,9 +80,16 @@ impl EngineBuilder {
         self
     }
 
-    /// Element type of the K/V cache (f16 unless said here).
+    /// Element type of the K/V cache (f16 unless said here). Who asks for f32 wants exactness: activations are f32 then, too, on matrix units'
+    /// adapters as well, which costs their speed.
     pub fn kv(mut self, dtype: KvDtype) -> Self {
         self.kv = dtype;
+        self
+    }
+
+    /// Slows links or adapters down on purpose, to try out networks and machines that are not there. Results stay the same.
+    pub fn experiment(mut self, experiment: Experiment) -> Self {
+        self.experiment = experiment;
         self
     }
 
@@ -146,9 +158,10 @@ impl EngineBuilder {
         if context == 0 || context > config.max_context {
             return Err(Error::ContextFull { needed: context, context: config.max_context });
         }
+        self.experiment.validate()?;
         let context = round_up(context, GRANULE);
         let ids = if self.devices.is_empty() { default_devices(&devices()) } else { self.devices.clone() };
-        let gpus = if ids.contains(&DeviceId::Cpu) && ids.len() == 1 { Vec::new() } else { gpu::enumerate() };
+        let gpus = if ids.iter().all(|&id| id == DeviceId::Cpu) { Vec::new() } else { gpu::enumerate() };
         let opening = Opening { builder: &self, stop, config: &config, gpus: &gpus, ids: &ids, context };
         let adapters: Vec<Result<Box<dyn Adapter>>> = std::thread::scope(|scope| {
             let loads: Vec<_> = (0..ids.len())
@@ -169,6 +182,7 @@ impl EngineBuilder {
             adapters,
             context,
             kv: self.kv,
+            experiment: self.experiment,
             cancel: self.cancel,
             progress: self.progress,
         };
@@ -191,14 +205,19 @@ impl Opening<'_> {
         match id {
             DeviceId::Cpu => {
                 let n_cpus = self.ids.iter().filter(|&&d| d == DeviceId::Cpu).count();
-                let name = self.logical_name("cpu", i);
+                let name = self.logical_name(CPU_NAME, i);
                 let threads = (Cpu::default_threads() / n_cpus).max(1);
                 self.load(Arc::new(Cpu::new(&name, threads)?), name)
             }
             DeviceId::Gpu(index) => {
                 let adapter = self.gpus.get(index).ok_or_else(|| self.no_adapter(id))?;
                 let name = self.logical_name(&adapter.info().name, i);
-                self.load(Arc::new(Wgsl::new(Arc::new(adapter.open()?))?), name)
+                let gpu = Arc::new(adapter.open()?);
+                let kernels = match self.builder.kv {
+                    KvDtype::F16 => Wgsl::new(gpu)?,
+                    KvDtype::F32 => Wgsl::with_activation(Scalar::F32, gpu)?,
+                };
+                self.load(Arc::new(kernels), name)
             }
         }
     }
@@ -212,9 +231,13 @@ impl Opening<'_> {
         Ok(Box::new(Loaded { name: name.clone(), model: Arc::new(model) }))
     }
 
-    /// The device's name; further logical adapters on it are numbered from 2.
+    /// A name of its own for each adapter: equal cards and logical adapters are numbered from 2.
     fn logical_name(&self, name: &str, i: usize) -> String {
-        match self.ids[..i].iter().filter(|&&d| d == self.ids[i]).count() {
+        let same = |id: &&DeviceId| match id {
+            DeviceId::Cpu => name == CPU_NAME,
+            DeviceId::Gpu(index) => self.gpus.get(*index).is_some_and(|gpu| gpu.info().name == name),
+        };
+        match self.ids[..i].iter().filter(same).count() {
             0 => name.to_owned(),
             before => format!("{name} #{}", before + 1),
         }

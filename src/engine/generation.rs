@@ -2,38 +2,52 @@
 
 use crate::engine::{Options, PrefillReport, Session};
 use crate::error::Result;
+use crate::runahead::worker::Want;
+use crate::sampler::{Choice, Logprobs, Sampler, StopFilter};
 use crate::tokenizer::StreamDecoder;
 
 /// A generated token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     /// Its id.
     pub id: u32,
     /// The text that it completes: whole characters only, so it may be empty, and hold several tokens' bytes.
     pub text: String,
+    /// Where [`Sampling::logprobs`](crate::sampler::Sampling::logprobs) asks for them.
+    pub logprobs: Option<Logprobs>,
 }
 
 /// See [`Session::generate`].
 pub struct Generation<'a> {
     session: &'a mut Session,
+    sampler: Sampler,
+    want: Want,
     decoder: StreamDecoder,
+    stop: StopFilter,
     report: PrefillReport,
-    /// The next token, computed but not given out.
-    ready: Option<u32>,
-    /// The last token given out, not yet taken through the model.
-    given: Option<u32>,
+    /// The prefill's token, until it is given out.
+    first: Option<Choice>,
     left: usize,
     stop_at_end: bool,
 }
 
 impl<'a> Generation<'a> {
-    pub(super) fn new(session: &'a mut Session, first: u32, report: PrefillReport, options: &Options) -> Self {
+    pub(super) fn new(
+        session: &'a mut Session,
+        first: Choice,
+        sampler: Sampler,
+        want: Want,
+        report: PrefillReport,
+        options: &Options,
+    ) -> Self {
         Self {
             session,
+            sampler,
+            want,
             decoder: StreamDecoder::new(),
+            stop: StopFilter::new(&options.stop),
             report,
-            ready: Some(first),
-            given: None,
+            first: Some(first),
             left: options.max_tokens,
             stop_at_end: options.stop_at_end,
         }
@@ -45,32 +59,35 @@ impl<'a> Generation<'a> {
     }
 
     fn advance(&mut self) -> Result<Option<Token>> {
-        let id = match (self.ready.take(), self.given.take()) {
-            (Some(id), _) => id,
+        let Choice { id, logprobs } = match self.first.take() {
+            Some(first) => first,
             // The row of the token given out last needs a place in the cache.
-            (None, Some(id)) if self.session.room() > 0 => self.session.step(id)?,
-            _ => return Ok(None),
+            None if self.session.room() > 0 => self.session.step(&mut self.sampler, self.want)?,
+            None => return Ok(None),
         };
-        let ends = self.session.engine.shared.files.eos.contains(&id);
-        if self.stop_at_end && ends {
-            // The end token is part of the conversation, though not of the answer's text.
-            self.session.set_pending(id);
-            self.left = 0;
+        // The end token is part of the conversation, though not of the answer's text; so are the tokens of a stop string.
+        self.session.push(id);
+        if self.stop_at_end && self.session.engine().ends(id) {
             return Ok(None);
         }
         self.left -= 1;
-        self.given = Some(id);
-        self.session.set_pending(id);
-        let text = match self.session.engine.tokenizer() {
+        let text = match self.session.engine().tokenizer() {
             Some(tokenizer) => self.decoder.push(tokenizer, id)?,
             None => String::new(),
         };
-        Ok(Some(Token { id, text }))
+        let text = self.stop.push(&text);
+        if self.stop.is_hit() {
+            self.left = 0;
+        }
+        Ok(Some(Token { id, text, logprobs }))
     }
 
-    /// The end of the text where the last character was cut: what a whole character lacks is shown as U+FFFD.
+    /// The end of the text that tokens held back: what may have begun a stop string, and a character that was cut (what it lacks is shown as
+    /// U+FFFD).
     pub fn finish(mut self) -> String {
-        self.decoder.flush()
+        let cut = self.decoder.flush();
+        let text = self.stop.push(&cut);
+        text + &self.stop.finish()
     }
 }
 

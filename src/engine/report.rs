@@ -6,7 +6,7 @@ use crate::runahead::schedule::Schedule;
 /// One prefill.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrefillReport {
-    /// `single` or `runahead`.
+    /// The name of the [`Mode`](crate::engine::Mode).
     pub mode: &'static str,
     /// From the call to the first token's id on the host, in milliseconds.
     pub ttft_ms: f64,
@@ -14,6 +14,8 @@ pub struct PrefillReport {
     pub partition: Vec<usize>,
     /// The adapters that took part, in the order of the chain.
     pub adapters: Vec<AdapterReport>,
+    /// The most layers that an adapter was ahead of one behind it in the chain: at most one where a barrier holds all of them together.
+    pub run_ahead_layers: usize,
     /// What the caller should know: fewer adapters than named, and why.
     pub note: Option<String>,
 }
@@ -23,7 +25,7 @@ pub struct PrefillReport {
 pub struct AdapterReport {
     /// Its name.
     pub name: String,
-    /// First position that it computed.
+    /// First position that it computed. Where its share is not contiguous ([`Mode::Zigzag`](crate::engine::Mode)), others' lie between.
     pub start: usize,
     /// One past the last.
     pub end: usize,

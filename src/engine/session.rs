@@ -8,41 +8,44 @@ use half::f16;
 use crate::cancel::{Cancel, Wait};
 use crate::dims::Piece;
 use crate::dtype::KvDtype;
-use crate::engine::{AdapterReport, Engine, Generation, PrefillReport, Progress};
+use crate::engine::{AdapterReport, Engine, Experiment, Generation, PrefillReport, Progress};
 use crate::error::{Error, Result};
 use crate::runahead::board::{Block, Record, Retention};
 use crate::runahead::chain::{self, Outcome, Request};
 use crate::runahead::node::Node;
 use crate::runahead::partition::Split;
-use crate::runahead::schedule::Schedule;
-use crate::runahead::worker::Output;
-
-/// How a prompt is prefilled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// On the last adapter alone.
-    Single,
-    /// As a chain over all adapters, or over as many as the prompt has granules for.
-    #[default]
-    Runahead,
-}
+use crate::runahead::schedule::{Mode, Schedule};
+use crate::runahead::trace;
+use crate::runahead::worker::{Output, RowsOut, Want};
+use crate::sampler::{Choice, Sampler, Sampling};
 
 /// What a generation is asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Tokens to generate at most; fewer where the context is full.
     pub max_tokens: usize,
-    /// How the prompt is prefilled.
+    /// How the prompt is prefilled: by the last adapter alone, or by all, or by as many as the prompt has granules for.
     pub mode: Mode,
     /// How the prompt is cut over the adapters.
     pub split: Split,
     /// Whether the model's end tokens end the answer (they are not part of it).
     pub stop_at_end: bool,
+    /// How tokens are chosen: greedily, unless said here.
+    pub sampling: Sampling,
+    /// The answer ends before the first of these; they need a tokenizer.
+    pub stop: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_tokens: 256, mode: Mode::default(), split: Split::default(), stop_at_end: true }
+        Self {
+            max_tokens: 256,
+            mode: Mode::default(),
+            split: Split::default(),
+            stop_at_end: true,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+        }
     }
 }
 
@@ -50,10 +53,13 @@ impl Default for Options {
 pub struct Session {
     pub(super) engine: Engine,
     nodes: Vec<Box<dyn Node>>,
-    /// Tokens whose rows stand in the last adapter's cache.
-    len: usize,
-    /// The last generated token: part of the text, its rows not computed yet.
-    pending: Option<u32>,
+    /// What slows these nodes down on purpose.
+    experiment: Experiment,
+    /// The conversation, prompts and answers.
+    tokens: Vec<u32>,
+    /// Tokens whose rows stand in the last adapter's cache: all, or all but the last generated one.
+    pub(super) len: usize,
+    note: String,
     record: Record,
     /// Ends every turn; the engine's own unless a stream put its own in.
     parent: Cancel,
@@ -64,47 +70,93 @@ pub struct Session {
 /// A prefill that is about to run.
 struct Plan {
     schedule: Schedule,
-    mode: &'static str,
+    mode: Mode,
     note: Option<String>,
 }
 
 impl Session {
-    pub(super) fn new(engine: Engine, nodes: Vec<Box<dyn Node>>) -> Self {
+    pub(super) fn new(engine: Engine, nodes: Vec<Box<dyn Node>>, experiment: Experiment) -> Self {
         let record = Record::new(engine.config().n_layers);
         let parent = engine.cancel().clone();
-        Self { engine, nodes, len: 0, pending: None, record, cancel: parent.child(), parent }
+        let (tokens, note) = (Vec::new(), String::new());
+        Self { engine, nodes, experiment, tokens, len: 0, note, record, cancel: parent.child(), parent }
     }
 
-    /// Makes `cancel` (or, with `None`, the engine's own again) end the turns from now on.
-    pub(super) fn end_with(&mut self, cancel: Option<&Cancel>) {
+    /// Makes `cancel` (or, with `None`, the engine's own again) end the turns from now on. A child of the engine's own is ended by both.
+    pub fn end_with(&mut self, cancel: Option<&Cancel>) {
         self.parent = cancel.unwrap_or(self.engine.cancel()).clone();
     }
 
     /// Tokens of the conversation so far, prompt and answers.
     pub fn n_tokens(&self) -> usize {
-        self.len + usize::from(self.pending.is_some())
+        self.tokens.len()
+    }
+
+    /// The conversation so far, prompts and answers.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The engine that it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Text of the application's own that [`Session::save`] keeps with the conversation.
+    pub fn note(&self) -> &str {
+        &self.note
+    }
+
+    /// See [`Session::note`].
+    pub fn set_note(&mut self, note: impl Into<String>) {
+        self.note = note.into();
+    }
+
+    /// Forgets all but the first `n` tokens.
+    pub fn truncate(&mut self, n: usize) {
+        self.tokens.truncate(n);
+        self.len = self.len.min(n);
+        self.record.truncate(n);
+    }
+
+    /// Forgets all that is not the beginning of `tokens`. Gives the number of tokens kept: fewer than `tokens`, so that what is left of them can be
+    /// prefilled.
+    pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
+        let shared = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.truncate(shared.min(tokens.len().saturating_sub(1)));
+        self.n_tokens()
     }
 
     /// Forgets the conversation; the memory stays for the next one.
     pub fn clear(&mut self) {
-        self.len = 0;
-        self.pending = None;
-        self.record = Record::new(self.engine.config().n_layers);
+        self.truncate(0);
+        self.note.clear();
     }
 
     /// Prefills `tokens` behind the conversation so far and begins an answer: an iterator that decodes as it is pulled. Dropping it ends the
     /// answer; the conversation keeps what was pulled.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::ContextFull`], [`Error::BadToken`], [`Error::Partition`], a cancel, an adapter's failure.
+    /// [`Error::EmptyPrompt`], [`Error::ContextFull`], [`Error::BadToken`], [`Error::Partition`], [`Error::Sampling`], a cancel, an adapter's
+    /// failure.
     pub fn generate(&mut self, tokens: &[u32], options: &Options) -> Result<Generation<'_>> {
         let called = Instant::now();
-        let (outcome, mut report) = self.prefill(tokens, options, false)?;
-        let Output::Token(first) = outcome.output else {
-            return Err(Error::Partition("the schedule's last adapter made no token".to_owned()));
+        let mut sampler = Sampler::new(&options.sampling)?;
+        if !options.stop.is_empty() && self.engine.tokenizer().is_none() {
+            return Err(Error::Tokenizer("the model has none; stop strings need text".to_owned()));
+        }
+        let before = self.n_tokens();
+        let want = if options.sampling.is_plain_greedy() { Want::Token } else { Want::Logits };
+        let (outcome, mut report) = self.prefill(tokens, options, RowsOut::Last(want))?;
+        let first = match self.choose(outcome.output, &mut sampler) {
+            Ok(first) => first,
+            Err(error) => {
+                self.truncate(before);
+                return Err(error);
+            }
         };
         report.ttft_ms = called.elapsed().as_secs_f64() * 1e3;
-        Ok(Generation::new(self, first, report, options))
+        Ok(Generation::new(self, first, sampler, want, report, options))
     }
 
     /// Logits of every row `[tokens, vocab]`, without generating; the rows join the conversation.
@@ -112,7 +164,7 @@ impl Session {
     /// # Errors
     /// As [`Session::generate`].
     pub fn logits(&mut self, tokens: &[u32], options: &Options) -> Result<Vec<f32>> {
-        let (outcome, _) = self.prefill(tokens, options, true)?;
+        let (outcome, _) = self.prefill(tokens, options, RowsOut::All)?;
         match outcome.output {
             Output::Logits(logits) => Ok(logits),
             _ => Err(Error::Partition("the schedule made no logits".to_owned())),
@@ -139,19 +191,33 @@ impl Session {
         Ok((k, v))
     }
 
-    /// Takes `token` through the model behind the conversation; gives the next greedy token.
-    pub(super) fn step(&mut self, token: u32) -> Result<u32> {
+    /// Takes the last generated token through the model; gives what follows.
+    pub(super) fn step(&mut self, sampler: &mut Sampler, want: Want) -> Result<Choice> {
         let wait = Wait::new(&self.cancel);
-        let position = self.len;
-        let last = self.nodes.len() - 1;
-        let next = self.nodes[last].decode(token, position, &wait)?;
+        let (position, last) = (self.len, self.nodes.len() - 1);
+        let began = Instant::now();
+        let output = self.nodes[last].decode(self.tokens[position], position, want, &wait)?;
+        let slowdown = self.experiment.slowdown(last);
+        if slowdown > 1.0 {
+            wait.sleep(began.elapsed().mul_f64(slowdown - 1.0))?;
+        }
         self.len += 1;
-        self.pending = None;
-        Ok(next)
+        self.choose(output, sampler)
     }
 
-    pub(super) fn set_pending(&mut self, token: u32) {
-        self.pending = Some(token);
+    fn choose(&self, output: Output, sampler: &mut Sampler) -> Result<Choice> {
+        match output {
+            Output::Token(id) => Ok(Choice { id, logprobs: None }),
+            Output::LastLogits(logits) => sampler.choose(&logits, &self.tokens),
+            Output::None | Output::Logits(_) => {
+                Err(Error::Partition("the schedule's last adapter made no token".to_owned()))
+            }
+        }
+    }
+
+    /// Adds a generated token, whose rows are not computed yet.
+    pub(super) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
     }
 
     /// Tokens that still fit.
@@ -159,28 +225,40 @@ impl Session {
         self.engine.context() - self.len
     }
 
-    fn last(&self) -> &dyn Node {
+    /// Puts saved rows into the last adapter's cache.
+    pub(super) fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
+        let last = self.nodes.len() - 1;
+        self.nodes[last].write_rows(layer, rows, bytes)
+    }
+
+    /// The conversation whose first `n_rows` rows were just written.
+    pub(super) fn restore(&mut self, tokens: Vec<u32>, n_rows: usize, note: String) {
+        (self.tokens, self.len, self.note) = (tokens, n_rows, note);
+    }
+
+    pub(super) fn last(&self) -> &dyn Node {
         &*self.nodes[self.nodes.len() - 1]
     }
 
-    fn prefill(&mut self, tokens: &[u32], options: &Options, all_logits: bool) -> Result<(Outcome, PrefillReport)> {
+    fn prefill(&mut self, tokens: &[u32], options: &Options, rows_out: RowsOut) -> Result<(Outcome, PrefillReport)> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
         for &id in tokens {
             self.engine.check_token(id)?;
         }
-        let tokens: Vec<u32> = self.pending.into_iter().chain(tokens.iter().copied()).collect();
-        let needed = self.len + tokens.len();
+        let needed = self.tokens.len() + tokens.len();
         if needed > self.engine.context() {
             return Err(Error::ContextFull { needed, context: self.engine.context() });
         }
         self.cancel = self.parent.child();
+        let tokens: Vec<u32> = self.tokens[self.len..].iter().chain(tokens).copied().collect();
         let plan = self.plan(tokens.len(), options)?;
         let retention = self.catch_up(&plan.schedule)?;
-        let outcome = self.run(&plan, &tokens, retention, all_logits)?;
+        let outcome = self.run(&plan, &tokens, retention, rows_out)?;
+        self.tokens.truncate(self.len);
+        self.tokens.extend(tokens);
         self.len = needed;
-        self.pending = None;
         Ok(self.report(plan, outcome))
     }
 
@@ -191,12 +269,14 @@ impl Session {
             if options.split != Split::Even {
                 options.split.lengths(self.len, len, 1)?;
             }
-            return Ok(Plan { schedule: Schedule::single(self.len, len, n_layers), mode: "single", note: None });
+            return Ok(Plan { schedule: Schedule::single(self.len, len, n_layers), mode: Mode::Single, note: None });
         }
-        let lengths = options.split.lengths(self.len, len, n)?;
-        let used = lengths.len();
-        let note = (used < n).then(|| format!("{len} tokens are {used} granules: {used} of {n} adapters used"));
-        Ok(Plan { schedule: Schedule::runahead(self.len, &lengths, n_layers), mode: "runahead", note })
+        let lengths = options.split.lengths(self.len, len, options.mode.n_pieces(n))?;
+        let schedule = options.mode.schedule(self.len, &lengths, n_layers);
+        let used = schedule.n_adapters();
+        let granules = lengths.len();
+        let note = (used < n).then(|| format!("{len} tokens are {granules} granules: {used} of {n} adapters used"));
+        Ok(Plan { schedule, mode: options.mode, note })
     }
 
     /// Brings the record up to the past where the schedule reads it: the last adapter has the rows that are missing. From then on the record is
@@ -216,19 +296,21 @@ impl Session {
         Ok(Retention::Record)
     }
 
-    fn run(&mut self, plan: &Plan, tokens: &[u32], retention: Retention, all_logits: bool) -> Result<Outcome> {
+    fn run(&mut self, plan: &Plan, tokens: &[u32], retention: Retention, rows_out: RowsOut) -> Result<Outcome> {
         let skip = self.nodes.len() - plan.schedule.n_adapters();
         let names: Vec<String> = self.nodes[skip..].iter().map(|n| n.name().to_owned()).collect();
         let on_progress = Arc::clone(&self.engine.shared.progress);
         let progress = move |adapter: usize, done, total| {
             on_progress(Progress::Prefill { adapter: names[adapter].clone(), done, total });
         };
+        let experiment = self.experiment.pick(&(skip..self.nodes.len()).collect::<Vec<_>>());
         let mut nodes: Vec<&mut dyn Node> = self.nodes[skip..].iter_mut().map(|n| &mut **n as &mut dyn Node).collect();
         let request = Request {
             tokens,
-            all_logits,
+            rows_out,
             retention,
             record: self.record.clone(),
+            experiment,
             cancel: &self.cancel,
             progress: &progress,
         };
@@ -238,13 +320,21 @@ impl Session {
     fn report(&mut self, plan: Plan, mut outcome: Outcome) -> (Outcome, PrefillReport) {
         self.record = std::mem::replace(&mut outcome.record, Record::new(0));
         let skip = self.nodes.len() - plan.schedule.n_adapters();
-        let adapters = std::mem::take(&mut outcome.adapters)
+        let adapters: Vec<_> = std::mem::take(&mut outcome.adapters)
             .into_iter()
             .enumerate()
             .map(|(i, log)| AdapterReport::new(self.nodes[skip + i].name(), &plan.schedule, i, log))
             .collect();
         let partition = plan.schedule.pieces.iter().map(|p| p.len()).collect();
-        let report = PrefillReport { mode: plan.mode, ttft_ms: 0.0, partition, adapters, note: plan.note };
+        let run_ahead_layers = trace::run_ahead_layers(&adapters.iter().map(|a| &a.log).collect::<Vec<_>>());
+        let report = PrefillReport {
+            mode: plan.mode.name(),
+            ttft_ms: 0.0,
+            partition,
+            adapters,
+            run_ahead_layers,
+            note: plan.note,
+        };
         (outcome, report)
     }
 }

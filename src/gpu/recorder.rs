@@ -63,6 +63,14 @@ impl Recording {
         self.commands.len()
     }
 
+    /// Names of the dispatched kernels, in order.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.commands.iter().filter_map(|command| match command {
+            Command::Dispatch { pipeline, .. } => Some(pipeline.name()),
+            _ => None,
+        })
+    }
+
     /// Runs a kernel on `grid` workgroups. `params` are the bytes of its parameter struct; `bindings` are its storage buffers in order.
     /// A grid without workgroups records nothing.
     ///

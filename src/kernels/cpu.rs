@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
-use super::{ArgMax, Attention, AttentionDecode, Embed, Kernels, MatrixSource, Norm, Product, RopeCache};
+use super::{ArgMax, Attention, AttentionDecode, Embed, Kernels, MatrixSource, Norm, Product, RopeCache, SoftCap};
 use crate::cancel::{Cancel, Wait};
-use crate::dtype::Scalar;
+use crate::dtype::{Dtype, Scalar};
 use crate::error::{Error, Result};
 
 mod attention;
@@ -54,8 +54,14 @@ enum Op {
     RopeCache(rows::RopeCache),
     Attention(attention::Attention),
     AttentionDecode(attention::AttentionDecode),
+    SoftCap(rows::SoftCap),
     ArgMax(rows::ArgMax),
     Download { from: Tensor, bytes: Range<usize>, to: Arc<Mutex<Option<Vec<u8>>>> },
+}
+
+/// Decodes whole blocks of a weight format: `values` holds as many elements as there are in `bytes`.
+pub(crate) fn decode(format: Dtype, bytes: &[u8], values: &mut [f32]) {
+    Simd::best().decode(format, bytes, values);
 }
 
 /// A submission, which has been computed when this value exists.
@@ -178,6 +184,7 @@ impl Op {
             Op::RopeCache(op) => op.run(ctx),
             Op::Attention(op) => op.run(ctx),
             Op::AttentionDecode(op) => op.run(ctx),
+            Op::SoftCap(op) => op.run(ctx),
             Op::ArgMax(op) => op.run(),
             Op::Download { from, bytes, to } => {
                 let copy = from.read()?.bytes()[bytes.clone()].to_vec();
@@ -270,6 +277,11 @@ impl Kernels for Cpu {
 
     fn attention_decode(&self, rec: &mut Recording, op: AttentionDecode<'_, Self>) -> Result<()> {
         rec.0.push(Op::AttentionDecode(attention::AttentionDecode::new(&op, self.decode_splits())?));
+        Ok(())
+    }
+
+    fn soft_cap(&self, rec: &mut Recording, op: SoftCap<'_, Self>) -> Result<()> {
+        rec.0.push(Op::SoftCap(rows::SoftCap::new(&op)?));
         Ok(())
     }
 

@@ -10,39 +10,50 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     ArgMax, Attention, AttentionDecode, Embed, Epilogue, Kernels, MatrixSource, Norm, Phase, Product, RopeCache,
+    SoftCap,
 };
 use crate::cancel::Wait;
 use crate::config::RopePairs;
 use crate::dtype::{Dtype, KvDtype, Scalar};
 use crate::error::{Error, Result};
-use crate::gpu::{Download, Gpu, GpuKind, Pipeline, Recording, ShaderSpec, Submission};
+use crate::gpu::{Download, Gpu, GpuKind, Pipeline, Recording, ShaderSpec, Submission, Tier};
 
 mod arg_max;
 mod attention;
+mod attention_coop;
 mod attention_decode;
+mod coop;
 mod embed;
 mod matrix;
 mod matvec;
 mod norm;
 mod planes;
 mod product;
+mod product_coop;
 mod rope_cache;
+mod soft_cap;
 mod tensor;
+mod unroll;
 
+use coop::Coop;
 pub use matrix::Matrix;
 use tensor::Args;
 pub use tensor::Tensor;
 
-/// A GPU as a device that can run a model: f32 arithmetic, cache in f16 or f32.
+/// A GPU as a device that can run a model: sums in f32, activations and cache in f16 or f32.
 pub struct Wgsl {
     gpu: Arc<Gpu>,
     /// What the variants are chosen for.
     kind: GpuKind,
+    activation: Scalar,
+    /// Where the activations are f16 and the device has matrix units for them.
+    coop: Option<Coop>,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
 }
 
 impl Wgsl {
-    /// Kernels on this device. Each is compiled when it is first recorded.
+    /// Kernels on this device, with the activation type that suits it: f16 where matrix units take f16, else f32. Each is compiled when it is
+    /// first recorded.
     pub fn new(gpu: Arc<Gpu>) -> Result<Self> {
         let kind = gpu.info().kind;
         Self::as_on(kind, gpu)
@@ -50,7 +61,22 @@ impl Wgsl {
 
     /// The variants that a GPU of another kind would take, on this device; every variant runs everywhere.
     pub fn as_on(kind: GpuKind, gpu: Arc<Gpu>) -> Result<Self> {
-        Ok(Self { gpu, kind, pipelines: Mutex::default() })
+        let activation = if Coop::of(gpu.caps()).is_some() { Scalar::F16 } else { Scalar::F32 };
+        Ok(Self { kind, ..Self::with_activation(activation, gpu)? })
+    }
+
+    /// As [`new`](Self::new), with activations in F16 or F32.
+    ///
+    /// Errors: [`Error::Shader`] for another type, or for F16 on a device without it.
+    pub fn with_activation(activation: Scalar, gpu: Arc<Gpu>) -> Result<Self> {
+        let possible = match activation {
+            Scalar::F32 => true,
+            Scalar::F16 => gpu.caps().tier >= Tier::F16,
+            Scalar::U32 => false,
+        };
+        Args("activations").ensure(possible, || format!("{activation:?} on tier {}", gpu.caps().tier.name()))?;
+        let coop = Coop::of(gpu.caps()).filter(|_| activation == Scalar::F16);
+        Ok(Self { kind: gpu.info().kind, gpu, activation, coop, pipelines: Mutex::default() })
     }
 
     /// The device.
@@ -95,11 +121,15 @@ enum Kernel {
     Embed(embed::Variant),
     Norm(norm::Variant),
     Product(product::Variant),
+    ProductCoop(product_coop::Variant),
     MatVec(matvec::Variant),
+    HeadNorm(Scalar),
     RopeCache(rope_cache::Variant),
     Attention(attention::Variant),
+    AttentionCoop(attention_coop::Variant),
     AttentionDecode(attention_decode::Variant),
-    AttentionMerge,
+    AttentionMerge(Scalar),
+    SoftCap,
     ArgMax(arg_max::Variant),
 }
 
@@ -109,40 +139,74 @@ impl Kernel {
             Kernel::Embed(variant) => variant.spec(),
             Kernel::Norm(variant) => variant.spec(),
             Kernel::Product(variant) => variant.spec(),
+            Kernel::ProductCoop(variant) => variant.spec(),
             Kernel::MatVec(variant) => variant.spec(),
+            Kernel::HeadNorm(activation) => rope_cache::norm_spec(activation),
             Kernel::RopeCache(variant) => variant.spec(),
             Kernel::Attention(variant) => variant.spec(),
+            Kernel::AttentionCoop(variant) => variant.spec(),
             Kernel::AttentionDecode(variant) => variant.spec(),
-            Kernel::AttentionMerge => attention_decode::merge_spec(),
+            Kernel::AttentionMerge(activation) => attention_decode::merge_spec(activation),
+            Kernel::SoftCap => soft_cap::spec(),
             Kernel::ArgMax(variant) => variant.spec(),
         }
     }
 }
 
 /// The shaders of every kernel and variant, for validation without a device; those that depend on a head's size for each of `head_dims`.
-pub fn all_specs(head_dims: &[usize]) -> Vec<ShaderSpec> {
+pub fn all_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec> {
     let caches = [KvDtype::F16, KvDtype::F32];
-    let mut kernels = vec![Kernel::AttentionMerge];
-    kernels.extend(norm::Variant::ALL.map(Kernel::Norm));
+    let mut kernels = vec![Kernel::AttentionMerge(activation), Kernel::HeadNorm(activation), Kernel::SoftCap];
+    kernels.extend(norm::Variant::all(activation).map(Kernel::Norm));
     kernels.extend(arg_max::Variant::ALL.map(Kernel::ArgMax));
     for kv in caches {
         kernels.extend(
             [RopePairs::Halves, RopePairs::Adjacent]
-                .map(|pairs| Kernel::RopeCache(rope_cache::Variant::new(kv, pairs))),
+                .map(|pairs| Kernel::RopeCache(rope_cache::Variant::new(activation, kv, pairs))),
         );
         for &head_dim in head_dims {
-            kernels.push(Kernel::Attention(attention::Variant { kv, head_dim }));
-            kernels.extend(attention_decode::Variant::all(kv, head_dim).into_iter().map(Kernel::AttentionDecode));
+            for bias in [false, true] {
+                kernels.push(Kernel::Attention(attention::Variant { activation, kv, head_dim, bias }));
+                let decode = attention_decode::Variant::all(activation, kv, head_dim, bias);
+                kernels.extend(decode.into_iter().map(Kernel::AttentionDecode));
+            }
         }
     }
     for weight in Dtype::ALL {
         kernels.push(Kernel::Embed(embed::Variant { weight }));
-        for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
-            kernels.extend(product::Variant::all(weight, epilogue).map(Kernel::Product));
-            kernels.extend(matvec::Variant::all(weight, epilogue).map(Kernel::MatVec));
+        for epilogue in Epilogue::ALL {
+            for (types, bias) in product_types(activation, epilogue) {
+                kernels.extend(product::Variant::all(types, weight, epilogue, bias).map(Kernel::Product));
+                kernels.extend(matvec::Variant::all(types, weight, epilogue, bias).map(Kernel::MatVec));
+            }
         }
     }
     kernels.into_iter().map(Kernel::spec).collect()
+}
+
+/// The shaders that need matrix units, for validation without a device.
+pub fn coop_specs() -> Vec<ShaderSpec> {
+    let mut kernels = attention_coop::Variant::all().map(Kernel::AttentionCoop).collect::<Vec<_>>();
+    for weight in Dtype::ALL {
+        for epilogue in Epilogue::ALL {
+            for (types, bias) in product_types(Scalar::F16, epilogue) {
+                kernels.extend(product_coop::Variant::all(types, weight, epilogue, bias).map(Kernel::ProductCoop));
+            }
+        }
+    }
+    kernels.into_iter().map(Kernel::spec).collect()
+}
+
+/// Element types, and whether there is a bias.
+fn product_types(activation: Scalar, epilogue: Epilogue) -> impl Iterator<Item = (product::Types, bool)> {
+    product::Types::all(activation, epilogue).into_iter().flat_map(|types| [(types, false), (types, true)])
+}
+
+/// A part that is written over the functions of `codes.wgsl`.
+macro_rules! with_codes {
+    ($($path:literal),*) => {
+        concat!(include_str!("../../shaders/lib/codes.wgsl"), $(include_str!($path)),*)
+    };
 }
 
 /// The part of a shader that reads a weight format.
@@ -154,6 +218,27 @@ const fn weight_part(format: Dtype) -> &'static str {
         Dtype::Q8_0 => include_str!("../../shaders/lib/weight_q8_0.wgsl"),
         Dtype::Q4_0 => include_str!("../../shaders/lib/weight_q4_0.wgsl"),
         Dtype::Q4_1 => include_str!("../../shaders/lib/weight_q4_1.wgsl"),
+        Dtype::Q5_0 => with_codes!("../../shaders/lib/weight_q5_0.wgsl"),
+        Dtype::Q5_1 => with_codes!("../../shaders/lib/weight_q5_1.wgsl"),
+        Dtype::Iq4Nl => with_codes!("../../shaders/lib/weight_iq4_nl.wgsl"),
+        Dtype::Q2K => with_codes!("../../shaders/lib/weight_q2_k.wgsl"),
+        Dtype::Q3K => with_codes!("../../shaders/lib/weight_q3_k.wgsl"),
+        Dtype::Q4K => with_codes!("../../shaders/lib/scales_k.wgsl", "../../shaders/lib/weight_q4_k.wgsl"),
+        Dtype::Q5K => with_codes!("../../shaders/lib/scales_k.wgsl", "../../shaders/lib/weight_q5_k.wgsl"),
+        Dtype::Q6K => with_codes!("../../shaders/lib/weight_q6_k.wgsl"),
+    }
+}
+
+/// The directives that a shader with this activation type begins with.
+fn enables(activation: Scalar) -> String {
+    if activation == Scalar::F16 { "enable f16;\n".to_owned() } else { String::new() }
+}
+
+/// The part of a shader that reads and writes activations.
+const fn act_part(activation: Scalar) -> &'static str {
+    match activation {
+        Scalar::F16 => include_str!("../../shaders/lib/act_f16.wgsl"),
+        _ => include_str!("../../shaders/lib/act_f32.wgsl"),
     }
 }
 
@@ -177,7 +262,7 @@ impl Kernels for Wgsl {
     }
 
     fn activation(&self) -> Scalar {
-        Scalar::F32
+        self.activation
     }
 
     fn row_tile(&self) -> usize {
@@ -239,9 +324,12 @@ impl Kernels for Wgsl {
     }
 
     fn product(&self, rec: &mut Recording, op: Product<'_, Self>) -> Result<()> {
-        match op.phase {
-            Phase::Prefill => product::record(self, rec, &op),
-            Phase::Decode => matvec::record(self, rec, &op),
+        match (op.phase, self.coop) {
+            (Phase::Prefill, Some(coop)) if product_coop::suits(op.weight.width()) => {
+                product_coop::record(self, coop, rec, &op)
+            }
+            (Phase::Prefill, _) => product::record(self, rec, &op),
+            (Phase::Decode, _) => matvec::record(self, rec, &op),
         }
     }
 
@@ -250,11 +338,18 @@ impl Kernels for Wgsl {
     }
 
     fn attention(&self, rec: &mut Recording, op: Attention<'_, Self>) -> Result<()> {
-        attention::record(self, rec, &op)
+        match attention_coop::Variant::choose(self.coop, &op) {
+            Some(variant) => attention_coop::record(self, variant, rec, &op),
+            None => attention::record(self, rec, &op),
+        }
     }
 
     fn attention_decode(&self, rec: &mut Recording, op: AttentionDecode<'_, Self>) -> Result<()> {
         attention_decode::record(self, rec, &op)
+    }
+
+    fn soft_cap(&self, rec: &mut Recording, op: SoftCap<'_, Self>) -> Result<()> {
+        soft_cap::record(self, rec, &op)
     }
 
     fn arg_max(&self, rec: &mut Recording, op: ArgMax<'_, Self>) -> Result<()> {

@@ -5,11 +5,26 @@
 
 use std::ops::Range;
 
+use crate::config::{Mlp, Residual, RopePairs};
 use crate::dims::Piece;
 use crate::error::Result;
-use crate::kernels::{ArgMax, Attention, AttentionDecode, Embed, Epilogue, Kernels, Norm, Phase, Product, RopeCache};
+use crate::kernels::{
+    ArgMax, Attention, AttentionDecode, Embed, Epilogue, HeadNorm, Kernels, Norm, Phase, Product, RopeCache,
+    ScoreRules, SoftCap,
+};
 use crate::model::scratch::{HEAD_ROWS, MLP_ROWS};
-use crate::model::{KvCache, Model, Scratch};
+use crate::model::{KvCache, Linear, Model, NormWeights, Scratch};
+
+/// Which scores attention computes. No bit depends on it: those that the mask hides are computed in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scores {
+    /// Those that a row may see.
+    Visible,
+    /// All up to the end of the row's piece.
+    Block,
+    /// Those of this many keys.
+    All(usize),
+}
 
 /// The pieces of a share with their rows in the scratch tensors.
 fn rows_of(pieces: &[Piece]) -> impl Iterator<Item = (Range<usize>, Piece)> + '_ {
@@ -34,7 +49,8 @@ impl<K: Kernels> Model<K> {
     /// # Errors
     /// The device's, here and below: a size that does not fit its tensor.
     pub fn embed(&self, rec: &mut K::Recording, s: &Scratch<K>, n: usize) -> Result<()> {
-        self.kernels.embed(rec, Embed { ids: &s.ids, table: &self.embedding, out: &s.x, rows: n })
+        let scale = self.config.embedding_scale;
+        self.kernels.embed(rec, Embed { ids: &s.ids, table: &self.embedding, out: &s.x, rows: n, scale })
     }
 
     /// First half of a layer: norm, fused QKV product, rotation, K/V rows into the cache.
@@ -51,19 +67,25 @@ impl<K: Kernels> Model<K> {
         phase: Phase,
     ) -> Result<()> {
         let (k, w) = (&self.kernels, &self.layers[layer]);
+        let rope = self.config.layers[layer].rope;
+        let angles = rope.and_then(|i| Some((&self.config.ropes[i], self.angles.get(i)?)));
+        let (rotary, pairs) = angles.map_or((0, RopePairs::Halves), |(rope, _)| (rope.rotary, rope.pairs));
+        let eps = self.config.norm_eps;
         let n = pieces.iter().map(|p| p.len()).sum();
         self.norm(rec, s, &w.attn_norm, 0..n)?;
-        self.multiply(rec, &s.h, &w.qkv, &s.qkv, 0..n, Epilogue::Store, phase)?;
+        self.multiply(rec, &s.h, &w.qkv, (&s.qkv, 0), 0..n, Epilogue::Store, phase)?;
         for (rows, piece) in rows_of(pieces) {
             let op = RopeCache {
                 qkv: &s.qkv,
-                angles: &self.angles,
+                angles: angles.map_or(&self.no_angles, |(_, angles)| angles),
                 k: cache.k(layer),
                 v: cache.v(layer),
                 rows,
                 position: piece.start,
                 dims: self.dims,
-                pairs: self.config.rope.pairs,
+                pairs,
+                rotary,
+                norm: w.head_norms.as_ref().map(|[q, k]| HeadNorm { q, k, eps }),
             };
             k.rope_cache(rec, op)?;
         }
@@ -82,6 +104,7 @@ impl<K: Kernels> Model<K> {
         cache: &KvCache<K>,
         pieces: &[Piece],
         want: Range<usize>,
+        scores: Scores,
     ) -> Result<()> {
         for (rows, piece) in rows_of(pieces) {
             let start = rows.start.max(want.start);
@@ -96,8 +119,15 @@ impl<K: Kernels> Model<K> {
                 out: &s.attn,
                 rows: start..end,
                 position: piece.start + (start - rows.start),
+                dense_keys: match scores {
+                    Scores::Visible => 0,
+                    Scores::Block => piece.end,
+                    Scores::All(keys) => keys,
+                },
                 dims: self.dims,
-                scale: self.scale(),
+                scale: self.config.attention_scale,
+                rules: self.rules(layer),
+                bias: self.score_bias.as_ref(),
             };
             self.kernels.attention(rec, op)?;
         }
@@ -124,7 +154,9 @@ impl<K: Kernels> Model<K> {
             partial: &s.partial,
             position,
             dims: self.dims,
-            scale: self.scale(),
+            scale: self.config.attention_scale,
+            rules: self.rules(layer),
+            bias: self.score_bias.as_ref(),
         };
         self.kernels.attention_decode(rec, op)?;
         self.finish(rec, layer, s, 0..1, Phase::Decode)
@@ -140,33 +172,47 @@ impl<K: Kernels> Model<K> {
         phase: Phase,
     ) -> Result<()> {
         let w = &self.layers[layer];
-        self.multiply(rec, &s.attn, &w.attn_out, &s.x, want.clone(), Epilogue::Add, phase)?;
-        self.norm(rec, s, &w.mlp_norm, want.clone())?;
+        // In a parallel block the MLP reads the residual stream as attention found it; where both share a norm, its rows are still in `s.h`.
+        let parallel = self.config.residual != Residual::Sequential;
+        if let Some(norm) = w.mlp_norm.as_ref().filter(|_| parallel) {
+            self.norm(rec, s, norm, want.clone())?;
+        }
+        let (out, epilogue) = self.branch(s, w.attn_post_norm.is_some());
+        self.multiply(rec, &s.attn, &w.attn_out, (out, want.start), want.clone(), epilogue, phase)?;
+        self.join(rec, s, w.attn_post_norm.as_ref(), want.clone())?;
+        if let Some(norm) = w.mlp_norm.as_ref().filter(|_| !parallel) {
+            self.norm(rec, s, norm, want.clone())?;
+        }
+        let activation = match self.config.mlp {
+            Mlp::SwiGlu => Epilogue::SwiGlu,
+            Mlp::GeGlu => Epilogue::GeGlu,
+            Mlp::Gelu => Epilogue::Gelu,
+        };
+        let (out, epilogue) = self.branch(s, w.mlp_post_norm.is_some());
         for start in want.clone().step_by(MLP_ROWS) {
             let rows = start..want.end.min(start + MLP_ROWS);
             let n = rows.len();
-            let gate = Product {
-                x: &s.h,
-                weight: &w.gate_up,
-                out: &s.gate,
-                rows: rows.clone(),
-                out_row: 0,
-                epilogue: Epilogue::SwiGlu,
-                phase,
-            };
-            self.kernels.product(rec, gate)?;
-            let down = Product {
-                x: &s.gate,
-                weight: &w.down,
-                out: &s.x,
-                rows: 0..n,
-                out_row: rows.start,
-                epilogue: Epilogue::Add,
-                phase,
-            };
-            self.kernels.product(rec, down)?;
+            self.multiply(rec, &s.h, &w.up, (&s.gate, 0), rows.clone(), activation, phase)?;
+            self.multiply(rec, &s.gate, &w.down, (out, rows.start), 0..n, epilogue, phase)?;
         }
-        Ok(())
+        self.join(rec, s, w.mlp_post_norm.as_ref(), want)
+    }
+
+    /// Where half a block leaves its result: in the residual stream, or beside it where a norm follows.
+    fn branch<'a>(&self, s: &'a Scratch<K>, post_norm: bool) -> (&'a K::Tensor, Epilogue) {
+        if post_norm { (&s.branch, Epilogue::Store) } else { (&s.x, Epilogue::Add) }
+    }
+
+    /// The norm behind half a block, added to the residual stream.
+    fn join(
+        &self,
+        rec: &mut K::Recording,
+        s: &Scratch<K>,
+        post_norm: Option<&NormWeights<K>>,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let Some(norm) = post_norm else { return Ok(()) };
+        self.kernels.norm(rec, Norm { x: &s.branch, out: &s.x, add: true, ..self.norm_op(s, norm, rows) })
     }
 
     /// The largest number of rows that [`Model::head`] takes at once.
@@ -178,9 +224,7 @@ impl<K: Kernels> Model<K> {
     /// See [`Model::embed`].
     pub fn head(&self, rec: &mut K::Recording, s: &Scratch<K>, rows: Range<usize>, phase: Phase) -> Result<()> {
         self.norm(rec, s, &self.output_norm, rows.clone())?;
-        let op =
-            Product { x: &s.h, weight: &self.head, out: &s.logits, rows, out_row: 0, epilogue: Epilogue::Store, phase };
-        self.kernels.product(rec, op)
+        self.multiply(rec, &s.h, &self.head, (&s.logits, 0), rows, Epilogue::Store, phase)
     }
 
     /// Copies the first `n` rows of logits out, F32 `[n, vocab]`.
@@ -188,7 +232,11 @@ impl<K: Kernels> Model<K> {
     /// # Errors
     /// See [`Model::embed`].
     pub fn logits(&self, rec: &mut K::Recording, s: &Scratch<K>, n: usize) -> Result<K::Download> {
-        self.kernels.download(rec, &s.logits, 0..n * self.config.vocab)
+        let len = n * self.config.vocab;
+        if let Some(cap) = self.config.logit_soft_cap {
+            self.kernels.soft_cap(rec, SoftCap { x: &s.logits, len, cap })?;
+        }
+        self.kernels.download(rec, &s.logits, 0..len)
     }
 
     /// The id with the largest logit of row 0, U32 `[1]`.
@@ -200,27 +248,50 @@ impl<K: Kernels> Model<K> {
         self.kernels.download(rec, &s.token, 0..1)
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.config.head_dim as f32).sqrt()
+    fn rules(&self, layer: usize) -> ScoreRules {
+        ScoreRules { window: self.config.layers[layer].window, soft_cap: self.config.attention_soft_cap }
     }
 
-    fn norm(&self, rec: &mut K::Recording, s: &Scratch<K>, weight: &K::Tensor, rows: Range<usize>) -> Result<()> {
-        let op = Norm { x: &s.x, weight, out: &s.h, rows, width: self.config.hidden, eps: self.config.norm_eps };
-        self.kernels.norm(rec, op)
+    fn norm(&self, rec: &mut K::Recording, s: &Scratch<K>, norm: &NormWeights<K>, rows: Range<usize>) -> Result<()> {
+        self.kernels.norm(rec, self.norm_op(s, norm, rows))
     }
 
-    /// A product whose output rows are those of its input.
+    /// A norm of the residual stream.
+    fn norm_op<'a>(&self, s: &'a Scratch<K>, norm: &'a NormWeights<K>, rows: Range<usize>) -> Norm<'a, K> {
+        Norm {
+            x: &s.x,
+            weight: &norm.weight,
+            bias: norm.bias.as_ref(),
+            out: &s.h,
+            rows,
+            width: self.config.hidden,
+            eps: self.config.norm_eps,
+            kind: self.config.norm,
+            add: false,
+        }
+    }
+
+    /// A product of `rows` of `x`; the first result goes into row `out.1` of `out.0`.
     fn multiply(
         &self,
         rec: &mut K::Recording,
         x: &K::Tensor,
-        weight: &K::Matrix,
-        out: &K::Tensor,
+        linear: &Linear<K>,
+        out: (&K::Tensor, usize),
         rows: Range<usize>,
         epilogue: Epilogue,
         phase: Phase,
     ) -> Result<()> {
-        let out_row = rows.start;
-        self.kernels.product(rec, Product { x, weight, out, rows, out_row, epilogue, phase })
+        let op = Product {
+            x,
+            weight: &linear.weight,
+            bias: linear.bias.as_ref(),
+            out: out.0,
+            rows,
+            out_row: out.1,
+            epilogue,
+            phase,
+        };
+        self.kernels.product(rec, op)
     }
 }

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use half::bf16;
 
 use crate::cancel::Cancel;
-use crate::config::ModelConfig;
-use crate::dtype::{Dtype, Scalar};
-use crate::error::{Error, Result};
-use crate::kernels::{HeadDims, Kernels, MatrixSource, RowOrder};
-use crate::model::{Layer, Model, memory};
-use crate::weights::{LayerRole, Role, WeightTensor, Weights};
+use crate::config::{ModelConfig, Rope};
+use crate::dtype::Scalar;
+use crate::error::Result;
+use crate::kernels::{HeadDims, Kernels, MatrixSource};
+use crate::model::sources::{LayerSource, LinearSource, NormSource, Sources};
+use crate::model::{Layer, Linear, Model, NormWeights, memory};
+use crate::weights::Weights;
 
 /// How a model is loaded.
 pub struct LoadOptions<'a> {
@@ -22,40 +23,62 @@ pub struct LoadOptions<'a> {
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
-/// Finds a model's tensors and checks their shapes.
-struct Sources<'a> {
-    weights: &'a Weights,
-    config: &'a ModelConfig,
+/// Puts tensors on a device, and tells how far it is.
+struct Upload<'a, K: Kernels> {
+    kernels: &'a K,
+    options: &'a LoadOptions<'a>,
+    done: u64,
+    total: u64,
 }
 
-impl Sources<'_> {
-    fn matrix(&self, rows: RowOrder, parts: &[(Role, usize)], width: usize) -> Result<MatrixSource> {
-        let parts = parts.iter().map(|&(role, n)| self.weights.matrix(role, n, width)).collect::<Result<_>>()?;
-        Ok(MatrixSource { parts, rows })
+impl<K: Kernels> Upload<'_, K> {
+    fn matrix(&mut self, label: &str, source: &MatrixSource) -> Result<K::Matrix> {
+        self.options.cancel.check()?;
+        let matrix = self.kernels.matrix(label, source)?;
+        self.done += bytes(source);
+        (self.options.progress)(self.done, self.total);
+        Ok(matrix)
     }
 
-    fn embedding(&self) -> Result<MatrixSource> {
-        self.matrix(RowOrder::Stacked, &[(Role::TokenEmbedding, self.config.vocab)], self.config.hidden)
+    fn vector(&self, values: &[f32]) -> Result<K::Tensor> {
+        let out = self.kernels.tensor("vector", Scalar::F32, values.len())?;
+        self.kernels.write(&out, 0, bytemuck::cast_slice(values))?;
+        Ok(out)
     }
 
-    fn head(&self) -> Result<MatrixSource> {
-        self.matrix(RowOrder::Stacked, &[(Role::OutputHead, self.config.vocab)], self.config.hidden)
+    fn linear(&mut self, label: &str, source: &LinearSource) -> Result<Linear<K>> {
+        let bias = source.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
+        Ok(Linear { weight: self.matrix(label, &source.matrix)?, bias })
     }
 
-    /// QKV, attention output, gate and up, down.
-    fn layer(&self, n: usize) -> Result<[MatrixSource; 4]> {
-        let c = self.config;
-        let role = |r| Role::Layer(n, r);
-        let (q, kv) = (c.q_width(), c.kv_width());
-        let qkv = [(role(LayerRole::Q), q), (role(LayerRole::K), kv), (role(LayerRole::V), kv)];
-        let gate_up = [(role(LayerRole::Gate), c.ffn), (role(LayerRole::Up), c.ffn)];
-        Ok([
-            self.matrix(RowOrder::Stacked, &qkv, c.hidden)?,
-            self.matrix(RowOrder::Stacked, &[(role(LayerRole::AttnOut), c.hidden)], q)?,
-            self.matrix(RowOrder::Alternating, &gate_up, c.hidden)?,
-            self.matrix(RowOrder::Stacked, &[(role(LayerRole::Down), c.hidden)], c.ffn)?,
-        ])
+    fn norm(&self, source: &NormSource) -> Result<NormWeights<K>> {
+        let bias = source.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
+        Ok(NormWeights { weight: self.vector(&source.weight)?, bias })
     }
+
+    fn layer(&mut self, source: &LayerSource) -> Result<Layer<K>> {
+        let norm = |norm: &Option<NormSource>| norm.as_ref().map(|norm| self.norm(norm)).transpose();
+        let head_norm = |norm: &[Vec<f32>; 2]| Ok([self.vector(&norm[0])?, self.vector(&norm[1])?]);
+        let attn_norm = self.norm(&source.attn_norm)?;
+        let head_norms = source.head_norms.as_ref().map(head_norm).transpose()?;
+        let (mlp_norm, attn_post_norm) = (norm(&source.mlp_norm)?, norm(&source.attn_post_norm)?);
+        let mlp_post_norm = norm(&source.mlp_post_norm)?;
+        Ok(Layer {
+            attn_norm,
+            qkv: self.linear("qkv", &source.qkv)?,
+            head_norms,
+            attn_out: self.linear("attention output", &source.attn_out)?,
+            attn_post_norm,
+            mlp_norm,
+            up: self.linear("gate and up", &source.up)?,
+            down: self.linear("down", &source.down)?,
+            mlp_post_norm,
+        })
+    }
+}
+
+fn bytes(source: &MatrixSource) -> u64 {
+    source.parts.iter().map(|tensor| tensor.data.len() as u64).sum()
 }
 
 impl<K: Kernels> Model<K> {
@@ -69,86 +92,91 @@ impl<K: Kernels> Model<K> {
         weights: &Weights,
         options: &LoadOptions<'_>,
     ) -> Result<Self> {
-        let sources = Sources { weights, config: &config };
-        let embedding = sources.embedding()?;
-        let head = if config.tied_head { None } else { Some(sources.head()?) };
+        let sources = Sources::new(weights, &config);
+        let (embedding, output_norm, head) = (sources.embedding()?, sources.output_norm()?, sources.head()?);
         let layers = (0..config.n_layers).map(|n| sources.layer(n)).collect::<Result<Vec<_>>>()?;
+        sources.expect_all_biases_used()?;
 
-        let all = || [&embedding].into_iter().chain(&head).chain(layers.iter().flatten());
-        memory::check(&*kernels, "weights", all().map(|m| kernels.matrix_bytes(m)).sum())?;
-        let total: u64 = all().flat_map(|m| &m.parts).map(|t| t.data.len() as u64).sum();
-        let mut done = 0;
-        let mut upload = |label: &str, source: &MatrixSource| -> Result<K::Matrix> {
-            options.cancel.check()?;
-            let matrix = kernels.matrix(label, source)?;
-            done += source.parts.iter().map(|t| t.data.len() as u64).sum::<u64>();
-            (options.progress)(done, total);
-            Ok(matrix)
+        let of_layer = |l: &LayerSource| [&l.qkv, &l.attn_out, &l.up, &l.down].map(|linear| linear.matrix.clone());
+        let all = || {
+            let outside = [&embedding].into_iter().chain(head.iter().map(|head| &head.matrix)).cloned();
+            outside.chain(layers.iter().flat_map(of_layer))
         };
-        let vector = |role, len| upload_vector(&*kernels, &weights.vector(role, len)?);
+        memory::check(&*kernels, "weights", all().map(|m| kernels.matrix_bytes(&m)).sum())?;
+        let total = all().map(|m| bytes(&m)).sum();
+        let mut upload = Upload { kernels: &*kernels, options, done: 0, total };
 
-        let embedding = upload("embedding", &embedding)?;
-        let head = head.map(|h| upload("head", &h)).transpose()?.unwrap_or_else(|| embedding.clone());
-        let layers = layers
-            .iter()
-            .enumerate()
-            .map(|(n, [qkv, attn_out, gate_up, down])| {
-                Ok(Layer {
-                    attn_norm: vector(Role::Layer(n, LayerRole::AttnNorm), config.hidden)?,
-                    qkv: upload("qkv", qkv)?,
-                    attn_out: upload("attention output", attn_out)?,
-                    mlp_norm: vector(Role::Layer(n, LayerRole::MlpNorm), config.hidden)?,
-                    gate_up: upload("gate and up", gate_up)?,
-                    down: upload("down", down)?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let embedding = upload.matrix("embedding", &embedding)?;
+        let head = match head {
+            Some(head) => upload.linear("head", &head)?,
+            None => Linear { weight: embedding.clone(), bias: None },
+        };
+        let layers = layers.iter().map(|layer| upload.layer(layer)).collect::<Result<_>>()?;
+        let output_norm = upload.norm(&output_norm)?;
+        let alibi = config.alibi.map(|strength| upload_alibi(&*kernels, &config, strength, options.context));
+        let angles = |rope: &Rope| upload_angles(&*kernels, rope, options.context);
         Ok(Self {
-            output_norm: vector(Role::OutputNorm, config.hidden)?,
-            angles: upload_angles(&*kernels, &config, options.context)?,
+            output_norm,
+            angles: config.ropes.iter().map(angles).collect::<Result<_>>()?,
+            no_angles: kernels.tensor("no angles", Scalar::F32, 4)?,
+            score_bias: alibi.transpose()?,
             dims: HeadDims { heads: config.n_heads, kv_heads: config.n_kv_heads, head_dim: config.head_dim },
             context: options.context,
-            kernels,
-            config,
             embedding,
             head,
             layers,
+            kernels,
+            config,
         })
     }
 }
 
-fn upload_vector<K: Kernels>(kernels: &K, tensor: &WeightTensor) -> Result<K::Tensor> {
-    let values = floats(tensor)?;
-    let out = kernels.tensor(&tensor.name, Scalar::F32, values.len())?;
-    kernels.write(&out, 0, bytemuck::cast_slice(&values))?;
-    Ok(out)
-}
-
-/// Values of an unquantised tensor; norms never are quantised.
-fn floats(tensor: &WeightTensor) -> Result<Vec<f32>> {
-    let pairs = || tensor.data.chunks_exact(2).map(|b| [b[0], b[1]]);
-    match tensor.dtype {
-        Dtype::F32 => Ok(tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::F16 => Ok(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
-        Dtype::Bf16 => Ok(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
-        other => {
-            Err(Error::Unsupported { what: "type of a norm", name: format!("{} ({})", other.name(), tensor.name) })
-        }
-    }
-}
-
 /// Cosines and sines are made here in f64, because a GPU's own are inexact for large angles and would differ between vendors.
-fn upload_angles<K: Kernels>(kernels: &K, config: &ModelConfig, context: usize) -> Result<K::Tensor> {
+fn upload_angles<K: Kernels>(kernels: &K, rope: &Rope, context: usize) -> Result<K::Tensor> {
     const ROWS: usize = 4096;
-    let frequencies = config.rope.frequencies(config.head_dim);
+    let (frequencies, magnitude) = (rope.frequencies(context), rope.magnitude());
     let width = 2 * frequencies.len();
     let out = kernels.tensor("rope angles", Scalar::F32, context * width)?;
     for start in (0..context).step_by(ROWS) {
         let values: Vec<f32> = (start..context.min(start + ROWS))
             .flat_map(|position| frequencies.iter().map(move |f| position as f64 * f))
-            .flat_map(|angle| [angle.cos() as f32, angle.sin() as f32])
+            .flat_map(|angle| [(magnitude * angle.cos()) as f32, (magnitude * angle.sin()) as f32])
             .collect();
         kernels.write(&out, start * width, bytemuck::cast_slice(&values))?;
     }
     Ok(out)
+}
+
+/// ALiBi's slopes times key positions, `[heads, context]`. The models that have it were trained, and are run by Hugging Face transformers, with
+/// slope, position and product rounded to bf16 each, and with the sum of score and bias scaled.
+fn upload_alibi<K: Kernels>(kernels: &K, config: &ModelConfig, strength: f32, context: usize) -> Result<K::Tensor> {
+    let scale = f64::from(strength) * f64::from(config.attention_scale);
+    let round = |x: f64| f64::from(bf16::from_f64(x).to_f32());
+    let out = kernels.tensor("score bias", Scalar::F32, config.n_heads * context)?;
+    for (head, slope) in alibi_slopes(config.n_heads).into_iter().enumerate() {
+        let values: Vec<f32> =
+            (0..context).map(|key| (round(round(slope) * round(key as f64)) * scale) as f32).collect();
+        kernels.write(&out, head * context, bytemuck::cast_slice(&values))?;
+    }
+    Ok(out)
+}
+
+/// A geometric series for the largest power of two of heads; the others take every second slope of the series for twice as many.
+fn alibi_slopes(heads: usize) -> Vec<f64> {
+    let whole = 1 << heads.ilog2();
+    let series = |n: usize, i: usize| (-8.0 * i as f64 / n as f64).exp2();
+    let first = (1..=whole).map(|i| series(whole, i));
+    first.chain((0..heads - whole).map(|i| series(2 * whole, 2 * i + 1))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_for_any_number_of_heads() {
+        assert_eq!(alibi_slopes(4), [0.25, 0.0625, 0.015625, 0.00390625]);
+        assert_eq!(alibi_slopes(6), [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]);
+        assert_eq!(alibi_slopes(1), [0.00390625]);
+    }
 }

@@ -1,10 +1,11 @@
 //! What a model will take on a device, counted before anything is uploaded.
 
+use crate::config::ModelConfig;
 use crate::dims::round_up;
-use crate::dtype::KvDtype;
+use crate::dtype::{KvDtype, Scalar};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
-use crate::model::scratch::sizes;
+use crate::model::scratch::{HEAD_ROWS, MLP_ROWS, sizes};
 use crate::model::{Model, Slots};
 
 /// Bytes of a cache.
@@ -29,5 +30,30 @@ pub fn check<K: Kernels>(kernels: &K, what: &str, needed: u64) -> Result<()> {
             Err(Error::Memory { adapter: kernels.name().to_owned(), what: what.to_owned(), needed, available })
         }
         _ => Ok(()),
+    }
+}
+
+/// What a share takes on an adapter, before a model is loaded there: weights as large as in the file, the cache, activations.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimate<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// Bytes of its weights.
+    pub weights_bytes: u64,
+    /// Tokens of the cache.
+    pub context: usize,
+    /// Its element type.
+    pub kv: KvDtype,
+}
+
+impl Estimate<'_> {
+    /// Bytes for a share of `rows` tokens.
+    pub fn bytes(&self, rows: usize, slots: Slots) -> u64 {
+        let c = self.config;
+        let cache = 2 * slots.count(c.n_layers) * self.context * c.kv_width() * self.kv.scalar().bytes();
+        // Activations are f32 on the lowest tier: residual, normed rows, QKV, attention; then the tiled MLP and head.
+        let row = 2 * c.hidden + c.qkv_width() + c.q_width();
+        let tiled = rows.min(MLP_ROWS) * c.ffn + rows.min(HEAD_ROWS) * c.vocab;
+        self.weights_bytes + cache as u64 + Scalar::F32.bytes() as u64 * (rows * row + tiled) as u64
     }
 }

@@ -21,6 +21,8 @@ pub struct Scratch<K: Kernels> {
     pub(super) x: K::Tensor,
     /// Normed rows, A `[rows, hidden]`.
     pub(super) h: K::Tensor,
+    /// What joins the residual stream through a norm, F32 `[rows, hidden]`; empty where no such norms are.
+    pub(super) branch: K::Tensor,
     /// A `[rows, qkv_width]`.
     pub(super) qkv: K::Tensor,
     /// A `[rows, q_width]`.
@@ -36,7 +38,7 @@ pub struct Scratch<K: Kernels> {
 }
 
 /// Name, type and length of each tensor for a share of `rows`, in the order of [`Scratch`]'s fields.
-pub(super) fn sizes<K: Kernels>(model: &Model<K>, rows: usize) -> [(&'static str, Scalar, usize); 9] {
+pub(super) fn sizes<K: Kernels>(model: &Model<K>, rows: usize) -> [(&'static str, Scalar, usize); 10] {
     let (c, k) = (&model.config, &model.kernels);
     let (a, tile) = (k.activation(), k.row_tile());
     let padded = round_up(rows, tile);
@@ -44,6 +46,7 @@ pub(super) fn sizes<K: Kernels>(model: &Model<K>, rows: usize) -> [(&'static str
         ("token ids", Scalar::U32, padded),
         ("residual", Scalar::F32, padded * c.hidden),
         ("normed", a, padded * c.hidden),
+        ("branch", Scalar::F32, if c.post_norms { padded * c.hidden } else { 0 }),
         ("qkv", a, padded * c.qkv_width()),
         ("attention", a, padded * c.q_width()),
         ("mlp", a, round_up(rows.min(MLP_ROWS), tile) * c.ffn),
@@ -59,13 +62,14 @@ impl<K: Kernels> Model<K> {
     /// # Errors
     /// What the device says where memory is short.
     pub fn scratch(&self, rows: usize) -> Result<Scratch<K>> {
-        let [ids, x, h, qkv, attn, gate, logits, token, partial] = sizes(self, rows);
+        let [ids, x, h, branch, qkv, attn, gate, logits, token, partial] = sizes(self, rows);
         let make = |(label, scalar, len)| self.kernels.tensor(label, scalar, len);
         Ok(Scratch {
             rows,
             ids: make(ids)?,
             x: make(x)?,
             h: make(h)?,
+            branch: make(branch)?,
             qkv: make(qkv)?,
             attn: make(attn)?,
             gate: make(gate)?,

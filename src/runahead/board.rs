@@ -1,15 +1,16 @@
 //! The board: K/V rows on their way between adapters, in host memory.
 //!
 //! An adapter's courier reserves a block, fills it and publishes it; every reader gets a handle to the same bytes, so a piece leaves its adapter
-//! once whatever the number of readers. The memory of a block goes back to its piece's free list when the last handle is dropped. Each piece has
-//! free lists of its own: an adapter that runs far ahead fills its own slots and waits, and can never take the room that a later adapter
-//! needs to reach the same layer.
+//! once whatever the number of readers. The memory of a block goes back to its free list when the last handle is dropped. Each piece of each
+//! sender has a free list of its own: an adapter that runs far ahead fills its own slots and waits, and can never take the room that a later
+//! adapter needs to reach the same layer.
 
 use std::sync::{Arc, Mutex};
 
 use crate::cancel::Wait;
 use crate::dims::Piece;
 use crate::error::{Error, Result};
+use crate::runahead::experiment::Sent;
 use crate::runahead::schedule::Schedule;
 
 /// Layers of one piece that may be on the board at a time. Two would let an adapter be one layer ahead of its slowest reader; with three it does not
@@ -41,6 +42,13 @@ impl Block {
         &self.bytes[self.bytes.len() / 2..]
     }
 
+    /// A copy of the first `n` rows.
+    fn front(&self, n: usize) -> Self {
+        let bytes = self.k().len() / self.rows.len() * n;
+        let rows = Piece::new(self.rows.start, self.rows.start + n);
+        Self::new(rows, [&self.k()[..bytes], &self.v()[..bytes]].concat())
+    }
+
     /// K rows and V rows, to be filled.
     pub fn halves_mut(&mut self) -> (&mut [u8], &mut [u8]) {
         let half = self.bytes.len() / 2;
@@ -66,6 +74,8 @@ pub struct Arrival {
     pub piece: usize,
     /// Its rows.
     pub block: Arc<Block>,
+    /// When a shaped link has it through from its sender.
+    pub sent: Option<Sent>,
 }
 
 /// K/V rows kept on the host after a prefill: what a later turn's first adapters read, and what a session saves.
@@ -92,6 +102,16 @@ impl Record {
         &self.layers[layer]
     }
 
+    /// Forgets all rows from position `n_tokens` on.
+    pub fn truncate(&mut self, n_tokens: usize) {
+        for blocks in &mut self.layers {
+            blocks.retain(|b| b.rows.start < n_tokens);
+            for block in blocks.iter_mut().filter(|b| b.rows.end > n_tokens) {
+                *block = Arc::new(block.front(n_tokens - block.rows.start));
+            }
+        }
+    }
+
     /// Tokens from position 0 on whose rows are there in every layer without a gap.
     pub fn n_tokens(&self) -> usize {
         let end = |blocks: &Vec<Arc<Block>>| {
@@ -111,19 +131,30 @@ pub enum Retention {
     Record,
 }
 
-/// One end of a piece's free list.
-struct FreeList {
+/// A piece on its way from one sender, with both ends of its free list.
+struct Hop {
+    piece: usize,
+    readers: Vec<usize>,
     back: flume::Sender<Vec<u8>>,
     take: flume::Receiver<Vec<u8>>,
 }
 
+impl Hop {
+    fn new((piece, readers): (usize, Vec<usize>)) -> Self {
+        let (back, take) = flume::bounded(TRANSIT_SLOTS);
+        for _ in 0..TRANSIT_SLOTS {
+            let _ = back.try_send(Vec::new());
+        }
+        Self { piece, readers, back, take }
+    }
+}
+
 /// See the module's text.
 pub struct Board {
-    past: usize,
-    pieces: Vec<Piece>,
-    readers: Vec<Vec<usize>>,
+    schedule: Schedule,
     row_bytes: usize,
-    free: Vec<FreeList>,
+    /// Per adapter: what it sends.
+    hops: Vec<Vec<Hop>>,
     mailboxes: Vec<flume::Sender<Arrival>>,
     record: Mutex<Record>,
     retention: Retention,
@@ -148,33 +179,14 @@ impl Board {
                 schedule.past
             )));
         }
-        let readers: Vec<Vec<usize>> = (0..schedule.pieces.len()).map(|p| schedule.readers(p).collect()).collect();
-        let free = schedule
-            .pieces
-            .iter()
-            .map(|_| {
-                let (back, take) = flume::bounded(TRANSIT_SLOTS);
-                for _ in 0..TRANSIT_SLOTS {
-                    let _ = back.try_send(Vec::new());
-                }
-                FreeList { back, take }
-            })
-            .collect();
+        let hops = (0..schedule.n_adapters()).map(|i| schedule.sends(i).into_iter().map(Hop::new).collect()).collect();
         // Unread blocks are bounded by the free lists, or are all that there will ever be.
         let most = |needs: &Vec<usize>| {
             needs.len() * if retention == Retention::Transit { TRANSIT_SLOTS } else { schedule.layers.len() }
         };
         let (mailboxes, receivers) = schedule.needs.iter().map(|n| flume::bounded(most(n).max(1))).unzip();
-        let board = Self {
-            past: schedule.past,
-            pieces: schedule.pieces.clone(),
-            readers,
-            row_bytes,
-            free,
-            mailboxes,
-            record: Mutex::new(record),
-            retention,
-        };
+        let board =
+            Self { schedule: schedule.clone(), row_bytes, hops, mailboxes, record: Mutex::new(record), retention };
         Ok((board, receivers))
     }
 
@@ -184,50 +196,61 @@ impl Board {
             Retention::Transit => TRANSIT_SLOTS.min(schedule.layers.len()),
             Retention::Record => schedule.layers.len(),
         };
-        let read = |p: &usize| schedule.readers(*p).next().is_some();
-        let rows: usize = (0..schedule.pieces.len()).filter(read).map(|p| schedule.pieces[p].len()).sum();
+        let sent = (0..schedule.n_adapters()).flat_map(|i| schedule.sends(i));
+        let rows: usize = sent.map(|(p, _)| schedule.pieces[p].len()).sum();
         2 * (layers * rows * row_bytes) as u64
     }
 
-    /// Whether any adapter reads `piece`.
-    pub fn is_read(&self, piece: usize) -> bool {
-        !self.readers[piece].is_empty()
-    }
-
-    /// A block for one layer of `piece`; waits for a free one.
+    /// A block for one layer of `piece` from adapter `from`; waits for a free one.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], or [`Error::Timeout`] where no reader gave one back.
-    pub fn reserve(&self, piece: usize, wait: &Wait) -> Result<Block> {
-        let rows = self.pieces[piece];
+    /// [`Error::Cancelled`], [`Error::Timeout`] where no reader gave one back, [`Error::Partition`] for a piece that the adapter does not send.
+    pub fn reserve(&self, from: usize, piece: usize, wait: &Wait) -> Result<Block> {
+        let rows = self.schedule.pieces[piece];
         let len = 2 * rows.len() * self.row_bytes;
         if self.retention == Retention::Record {
             return Ok(Block::new(rows, vec![0; len]));
         }
-        let mut bytes = wait.recv(&self.free[piece].take, "a free block on the board")?.unwrap_or_default();
+        let hop = self.hop(from, piece)?;
+        let mut bytes = wait.recv(&hop.take, "a free block on the board")?.unwrap_or_default();
         bytes.resize(len, 0);
-        Ok(Block { rows, bytes, home: Some(self.free[piece].back.clone()) })
+        Ok(Block { rows, bytes, home: Some(hop.back.clone()) })
     }
 
     /// Hands a filled block to every reader. A reader that has ended is passed over.
     ///
     /// # Errors
-    /// [`Error::Cancelled`]; never waits long, since mailboxes have room for every block that can exist.
-    pub fn publish(&self, layer: usize, piece: usize, block: Block, wait: &Wait) -> Result<()> {
+    /// [`Error::Cancelled`]; never waits long, since mailboxes have room for every block that can exist. [`Error::Partition`] as in
+    /// [`Board::reserve`].
+    pub fn publish(
+        &self,
+        from: usize,
+        layer: usize,
+        piece: usize,
+        block: Block,
+        sent: Option<Sent>,
+        wait: &Wait,
+    ) -> Result<()> {
         let block = Arc::new(block);
-        if self.retention == Retention::Record {
+        // By relay a piece is sent several times; whoever made it has it kept.
+        if self.retention == Retention::Record && self.schedule.share[from].contains(&piece) {
             self.lock_record().keep(layer, Arc::clone(&block));
         }
-        for &reader in &self.readers[piece] {
-            let arrival = Arrival { layer, piece, block: Arc::clone(&block) };
+        for &reader in &self.hop(from, piece)?.readers {
+            let arrival = Arrival { layer, piece, block: Arc::clone(&block), sent };
             wait.send(&self.mailboxes[reader], arrival, "room in a mailbox")?;
         }
         Ok(())
     }
 
+    fn hop(&self, from: usize, piece: usize) -> Result<&Hop> {
+        let hop = self.hops[from].iter().find(|hop| hop.piece == piece);
+        hop.ok_or_else(|| Error::Partition(format!("adapter {from} has no reader for piece {piece}")))
+    }
+
     /// The rows of earlier turns in one layer.
     pub fn past(&self, layer: usize) -> Vec<Arc<Block>> {
-        self.lock_record().blocks(layer).iter().filter(|b| b.rows.start < self.past).cloned().collect()
+        self.lock_record().blocks(layer).iter().filter(|b| b.rows.start < self.schedule.past).cloned().collect()
     }
 
     /// What was kept, after the prefill.

@@ -4,22 +4,27 @@ use std::time::{Duration, Instant};
 
 use crate::cancel::{Cancel, Wait};
 use crate::error::{Error, Result};
+use crate::kernels::cpu::Cpu;
 use crate::runahead::board::{Board, Record, Retention};
 use crate::runahead::courier::Span;
+use crate::runahead::experiment::Experiment;
 use crate::runahead::node::Node;
 use crate::runahead::schedule::Schedule;
+use crate::runahead::trace::{self, Event};
 use crate::runahead::worker::{Output, RowsOut, ShareJob, ShareLog};
 
 /// What a prefill is asked for beside the schedule.
 pub struct Request<'a> {
     /// Tokens from position `schedule.past` on.
     pub tokens: &'a [u32],
-    /// Whether every row's logits are wanted, or the last adapter's first token.
-    pub all_logits: bool,
+    /// What the last adapter gives beside K/V rows; [`RowsOut::All`] counts for every adapter.
+    pub rows_out: RowsOut,
     /// What becomes of the rows on the board.
     pub retention: Retention,
     /// Rows of earlier turns, where an adapter reads them.
     pub record: Record,
+    /// What slows this run down on purpose, for the adapters of the schedule.
+    pub experiment: Experiment,
     /// Ends the prefill early.
     pub cancel: &'a Cancel,
     /// Called with adapter, token-layers done and in all; from the couriers' threads.
@@ -31,6 +36,8 @@ pub struct Request<'a> {
 pub struct AdapterLog {
     /// Its submissions in order, on one clock for all adapters: the proof that early adapters run ahead.
     pub spans: Vec<Span>,
+    /// What was published, fetched and waited for, each kind in order, on the same clock.
+    pub events: Vec<Event>,
     /// Bytes put on the board.
     pub published_bytes: u64,
     /// Bytes taken from the board.
@@ -40,24 +47,20 @@ pub struct AdapterLog {
 impl AdapterLog {
     /// Time during which at least one submission was with the device.
     pub fn busy(&self) -> Duration {
-        self.gaps().map(|(span, before)| span.end - span.start.max(before).min(span.end)).sum()
+        trace::on_device(&self.spans).map(|span| span.end - span.start).sum()
     }
 
     /// Time without a submission, from the start of the prefill to the adapter's last one.
     pub fn waited(&self) -> Duration {
-        self.gaps().map(|(span, before)| span.start.saturating_sub(before)).sum()
-    }
-
-    fn gaps(&self) -> impl Iterator<Item = (&Span, Duration)> {
         let ends = std::iter::once(Duration::ZERO).chain(self.spans.iter().map(|s| s.end));
-        self.spans.iter().zip(ends)
+        self.spans.iter().zip(ends).map(|(span, before)| span.start.saturating_sub(before)).sum()
     }
 }
 
 /// What a prefill gives.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The first token, or the logits of all rows `[tokens, vocab]`.
+    /// What [`Request::rows_out`] asked for; logits of all rows are `[tokens, vocab]`.
     pub output: Output,
     /// Per adapter of the schedule.
     pub adapters: Vec<AdapterLog>,
@@ -73,6 +76,7 @@ pub struct Outcome {
 /// [`Error::Partition`] where the schedule does not hold, [`Error::Cancelled`], or the first adapter's failure.
 pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Request<'_>) -> Result<Outcome> {
     schedule.validate()?;
+    request.experiment.validate()?;
     if nodes.len() != schedule.n_adapters() || request.tokens.len() != schedule.n_tokens() {
         return Err(Error::Partition(format!(
             "{} adapters and {} tokens for a schedule of {} and {}",
@@ -86,6 +90,7 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
         node.prepare(schedule.n_rows(i))?;
     }
     let row_bytes = nodes[0].row_bytes();
+    check_host_memory(Board::bytes(schedule, row_bytes, request.retention), Cpu::free_memory_bytes())?;
     let (board, mailboxes) = Board::new(schedule, row_bytes, request.retention, request.record)?;
     let stop = request.cancel.child();
     let started = Instant::now();
@@ -97,13 +102,9 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
             .enumerate()
             .map(|(me, (node, arrivals))| {
                 let node: &dyn Node = &**node;
-                let (stop, board) = (&stop, &board);
+                let (stop, board, experiment) = (&stop, &board, &request.experiment);
                 let last = me + 1 == schedule.n_adapters();
-                let rows_out = match (request.all_logits, last) {
-                    (true, _) => RowsOut::All,
-                    (false, true) => RowsOut::Last,
-                    (false, false) => RowsOut::None,
-                };
+                let rows_out = if last || request.rows_out == RowsOut::All { request.rows_out } else { RowsOut::None };
                 let total = (schedule.n_rows(me) * schedule.layers.len()) as u64;
                 let progress = request.progress;
                 let body = move || {
@@ -117,6 +118,7 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
                         rows_out,
                         board,
                         arrivals,
+                        experiment,
                         wait: Wait::new(stop),
                         started,
                         progress: &report,
@@ -139,6 +141,19 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
         workers.into_iter().enumerate().map(join).collect()
     });
     gather(schedule, logs, request.cancel, board)
+}
+
+/// Says no before the first block is allocated, where the system tells how much is free.
+fn check_host_memory(needed: u64, available: Option<u64>) -> Result<()> {
+    match available {
+        Some(available) if needed > available => Err(Error::Memory {
+            adapter: "host".to_owned(),
+            what: "the board that K/V rows pass through".to_owned(),
+            needed,
+            available,
+        }),
+        _ => Ok(()),
+    }
 }
 
 struct StopUnlessDone<'a> {
@@ -176,12 +191,12 @@ fn gather(schedule: &Schedule, logs: Vec<Result<ShareLog>>, cancel: &Cancel, boa
         return Err(echo);
     }
     let mut pieces_of_logits: Vec<(usize, Vec<f32>)> = Vec::new();
-    let mut token = None;
+    let mut last = None;
     let mut adapters = Vec::with_capacity(shares.len());
     for (i, share) in shares.into_iter().enumerate() {
         match share.output {
             Output::None => {}
-            Output::Token(id) => token = Some(id),
+            output @ (Output::Token(_) | Output::LastLogits(_)) => last = Some(output),
             Output::Logits(rows) => {
                 let width = rows.len() / schedule.n_rows(i).max(1);
                 let mut rest = rows.as_slice();
@@ -194,12 +209,28 @@ fn gather(schedule: &Schedule, logs: Vec<Result<ShareLog>>, cancel: &Cancel, boa
         }
         adapters.push(AdapterLog {
             spans: share.courier.spans,
+            events: share.courier.events.into_iter().chain(share.events).collect(),
             published_bytes: share.courier.published_bytes,
             fetched_bytes: share.fetched_bytes,
         });
     }
     pieces_of_logits.sort_by_key(|(p, _)| *p);
     let logits = || Output::Logits(pieces_of_logits.into_iter().flat_map(|(_, rows)| rows).collect());
-    let output = token.map_or_else(logits, Output::Token);
+    let output = last.unwrap_or_else(logits);
     Ok(Outcome { output, adapters, record: board.into_record() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_board_that_does_not_fit_the_host_is_refused_with_both_numbers() {
+        let refused = check_host_memory(1 << 30, Some(1 << 20));
+        assert!(
+            matches!(refused, Err(Error::Memory { needed, available, .. }) if needed == 1 << 30 && available == 1 << 20)
+        );
+        check_host_memory(1 << 20, Some(1 << 20)).unwrap();
+        check_host_memory(1 << 40, None).unwrap();
+    }
 }

@@ -9,12 +9,28 @@ use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::model::KvCache;
 use crate::runahead::board::{Block, Board};
+use crate::runahead::experiment::Sent;
 
 /// Rows of one piece in one layer on their way out of an adapter.
 pub struct Export<K: Kernels> {
-    piece: usize,
+    /// Which piece.
+    pub piece: usize,
+    /// K and V together.
+    pub bytes: u64,
     k: K::Download,
     v: K::Download,
+}
+
+/// Where rows go, and what is to be said of them.
+pub struct Address<'a> {
+    /// The board.
+    pub board: &'a Board,
+    /// The sending adapter.
+    pub from: usize,
+    /// The layer.
+    pub layer: usize,
+    /// When a shaped link has them through.
+    pub sent: Option<Sent>,
 }
 
 /// Records the copies of a piece's rows out of the cache.
@@ -32,10 +48,11 @@ pub fn export<K: Kernels>(
     let range = rows.start * cache.width()..rows.end * cache.width();
     let k = kernels.download(rec, cache.k(layer), range.clone())?;
     let v = kernels.download(rec, cache.v(layer), range)?;
-    Ok(Export { piece, k, v })
+    let bytes = 2 * (rows.len() * cache.row_bytes()) as u64;
+    Ok(Export { piece, bytes, k, v })
 }
 
-/// Waits for the rows, copies them to the board and tells the readers. Returns the bytes published.
+/// Waits for the rows, copies them to the board and tells the readers.
 ///
 /// # Errors
 /// A cancel, a lost adapter, or a board whose readers gave nothing back in time.
@@ -43,20 +60,19 @@ pub fn publish<K: Kernels>(
     kernels: &K,
     export: Export<K>,
     after: &K::Submitted,
-    layer: usize,
-    board: &Board,
+    to: &Address<'_>,
     wait: &Wait,
-) -> Result<u64> {
-    let mut block = board.reserve(export.piece, wait)?;
+) -> Result<()> {
+    let mut block = to.board.reserve(to.from, export.piece, wait)?;
     let (k, v) = block.halves_mut();
     kernels.collect(export.k, after, wait, &mut |bytes| k.copy_from_slice(bytes))?;
     kernels.collect(export.v, after, wait, &mut |bytes| v.copy_from_slice(bytes))?;
-    let bytes = (block.k().len() + block.v().len()) as u64;
-    board.publish(layer, export.piece, block, wait)?;
-    Ok(bytes)
+    to.board.publish(to.from, to.layer, export.piece, block, to.sent, wait)
 }
 
 /// Copies a block's rows into the cache. Returns the bytes fetched.
+///
+/// All rows, also those that no window of this prefill reaches: a session that is cut back later needs them.
 ///
 /// # Errors
 /// The device's.

@@ -8,7 +8,7 @@ use crate::dtype::KvDtype;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
 use crate::model::{KvCache, Model, Scratch, Slots, memory};
-use crate::runahead::worker::{self, ShareJob, ShareLog};
+use crate::runahead::worker::{self, Output, ShareJob, ShareLog, Want};
 
 /// An adapter with a loaded model; opens any number of sessions.
 pub trait Adapter: Send + Sync {
@@ -42,17 +42,23 @@ pub trait Node: Send + Sync {
     /// See [`worker::run`].
     fn run(&self, job: &ShareJob<'_>) -> Result<ShareLog>;
 
-    /// Takes one token at `position` through the model; gives the next greedy token.
+    /// Takes one token at `position` through the model; gives [`Output::Token`] or [`Output::LastLogits`].
     ///
     /// # Errors
     /// The device's, or a cancel.
-    fn decode(&mut self, token: u32, position: usize, wait: &Wait) -> Result<u32>;
+    fn decode(&mut self, token: u32, position: usize, want: Want, wait: &Wait) -> Result<Output>;
 
     /// K rows, then V rows, of one layer, as they stand in the cache.
     ///
     /// # Errors
     /// The device's, or a cancel.
     fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>>;
+
+    /// Puts K rows, then V rows, of one layer into the cache.
+    ///
+    /// # Errors
+    /// The device's; [`Error::ContextFull`] for rows beyond the cache.
+    fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()>;
 }
 
 /// [`Adapter`] for any kernels.
@@ -108,7 +114,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
         worker::run(&self.model, &self.scratch, &self.cache, job, self.name())
     }
 
-    fn decode(&mut self, token: u32, position: usize, wait: &Wait) -> Result<u32> {
+    fn decode(&mut self, token: u32, position: usize, want: Want, wait: &Wait) -> Result<Output> {
         let (model, s, cache) = (&*self.model, &self.scratch, &self.cache);
         if position >= cache.tokens() {
             return Err(Error::ContextFull { needed: position + 1, context: cache.tokens() });
@@ -122,11 +128,9 @@ impl<K: Kernels> Node for DeviceNode<K> {
             model.attend_decode(&mut rec, layer, s, cache, position)?;
         }
         model.head(&mut rec, s, 0..1, Phase::Decode)?;
-        let download = model.greedy(&mut rec, s)?;
+        let download = worker::record_row(model, &mut rec, s, want)?;
         let point = model.kernels().submit(rec, wait)?;
-        let mut next = 0;
-        model.kernels().collect(download, &point, wait, &mut |bytes| next = worker::first_u32(bytes))?;
-        Ok(next)
+        worker::collect_row(&**model.kernels(), download, &point, wait, want)
     }
 
     fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
@@ -140,5 +144,19 @@ impl<K: Kernels> Node for DeviceNode<K> {
         kernels.collect(k, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
         kernels.collect(v, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
         Ok(bytes)
+    }
+
+    fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
+        if rows.end > self.cache.tokens() {
+            return Err(Error::ContextFull { needed: rows.end, context: self.cache.tokens() });
+        }
+        if bytes.len() != 2 * rows.len() * self.cache.row_bytes() {
+            let reason = format!("{} bytes for {} rows of K and V", bytes.len(), rows.len());
+            return Err(Error::Adapter { adapter: self.name.clone(), reason });
+        }
+        let (at, half) = (rows.start * self.cache.width(), bytes.len() / 2);
+        let kernels = self.model.kernels();
+        kernels.write(self.cache.k(layer), at, &bytes[..half])?;
+        kernels.write(self.cache.v(layer), at, &bytes[half..])
     }
 }

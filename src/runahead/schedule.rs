@@ -2,10 +2,110 @@
 //!
 //! Pure constructors make schedules; one worker carries out any of them and knows no mode's name.
 
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 
 use crate::dims::Piece;
 use crate::error::{Error, Result};
+
+/// The ways to make a schedule. The worker and the simulator see the schedule alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// One adapter, the last one, does it all.
+    Single,
+    /// KV-Runahead with the direct hand-off: each piece leaves its adapter once.
+    #[default]
+    Runahead,
+    /// KV-Runahead as in the paper: the growing cache passes from neighbour to neighbour.
+    Relay,
+    /// The paper's baseline, tensor/sequence parallelism: all-gather of K and V at every layer, dense attention, then the mask.
+    Tsp,
+    /// The same without the work that the mask hides.
+    TspCausal,
+    /// All-gather where each adapter has one piece of the front and one of the back, which balances causal attention.
+    Zigzag,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Mode; 6] = [Mode::Single, Mode::Runahead, Mode::Relay, Mode::Tsp, Mode::TspCausal, Mode::Zigzag];
+
+    /// The name that users type and see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Single => "single",
+            Mode::Runahead => "runahead",
+            Mode::Relay => "relay",
+            Mode::Tsp => "tsp",
+            Mode::TspCausal => "tsp-causal",
+            Mode::Zigzag => "zigzag",
+        }
+    }
+
+    /// Pieces that a prompt is cut into for `n_adapters`.
+    pub const fn n_pieces(self, n_adapters: usize) -> usize {
+        match self {
+            Mode::Single => 1,
+            Mode::Zigzag => 2 * n_adapters,
+            _ => n_adapters,
+        }
+    }
+
+    /// Whether pieces of unequal length make sense: an adapter that waits for all others at every layer gains nothing from them.
+    pub const fn is_chain(self) -> bool {
+        matches!(self, Mode::Runahead | Mode::Relay)
+    }
+
+    /// The schedule of a prefill of pieces of these lengths in tokens, behind `past` tokens.
+    pub fn schedule(self, past: usize, lengths: &[usize], n_layers: usize) -> Schedule {
+        match self {
+            Mode::Single => Schedule::single(past, lengths.iter().sum(), n_layers),
+            Mode::Runahead => Schedule::runahead(past, lengths, n_layers),
+            Mode::Relay => Schedule::relay(past, lengths, n_layers),
+            Mode::Tsp => Schedule::tsp(past, lengths, n_layers),
+            Mode::TspCausal => Schedule::tsp_causal(past, lengths, n_layers),
+            Mode::Zigzag => Schedule::zigzag(past, lengths, n_layers),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = Mode::ALL.into_iter().find(|m| m.name() == text);
+        known.ok_or_else(|| Error::Unsupported { what: "prefill mode", name: text.to_owned() })
+    }
+}
+
+/// How rows reach their readers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Route {
+    /// From the adapter that made them to all readers, through the board.
+    #[default]
+    Board,
+    /// From each adapter to the next one: its own rows and all that it has received.
+    Relay,
+}
+
+/// What attention computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mask {
+    /// The keys that a row may see.
+    #[default]
+    Causal,
+    /// All keys up to the end of the row's own piece, masked afterwards: a chain without a causal kernel, as the paper has it.
+    BlockThenMask,
+    /// All keys of the prompt; those behind the row are masked afterwards.
+    DenseThenMask,
+}
 
 /// A prefill over adapters. Pieces are named by their index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +116,10 @@ pub struct Schedule {
     pub share: Vec<Vec<usize>>,
     /// Per adapter: the pieces of others whose K/V rows it reads, ascending.
     pub needs: Vec<Vec<usize>>,
+    /// How these rows come.
+    pub route: Route,
+    /// What attention computes.
+    pub mask: Mask,
     /// Tokens that stand in the cache already.
     pub past: usize,
     /// Per adapter: whether rows `0..past` stand in its own cache; else it reads them from the record.
@@ -24,27 +128,69 @@ pub struct Schedule {
     pub layers: Range<usize>,
 }
 
+/// Consecutive pieces of these lengths behind `past` tokens.
+fn consecutive(past: usize, lengths: &[usize]) -> Vec<Piece> {
+    let mut start = past;
+    let piece = |&n: &usize| {
+        let piece = Piece::new(start, start + n);
+        start = piece.end;
+        piece
+    };
+    lengths.iter().map(piece).collect()
+}
+
 impl Schedule {
     /// KV-Runahead: adapter `i` computes piece `i` and reads all earlier ones; the last adapter keeps the cache of every turn.
     pub fn runahead(past: usize, lengths: &[usize], n_layers: usize) -> Self {
-        let mut start = past;
-        let pieces: Vec<Piece> = lengths
-            .iter()
-            .map(|&n| {
-                let piece = Piece::new(start, start + n);
-                start += n;
-                piece
-            })
-            .collect();
-        let n = pieces.len();
+        let n = lengths.len();
         Self {
-            pieces,
+            pieces: consecutive(past, lengths),
             share: (0..n).map(|i| vec![i]).collect(),
             needs: (0..n).map(|i| (0..i).collect()).collect(),
+            route: Route::Board,
+            mask: Mask::Causal,
             past,
             holds_past: (0..n).map(|i| i + 1 == n).collect(),
             layers: 0..n_layers,
         }
+    }
+
+    /// KV-Runahead with the paper's hand-off: what adapter `i` reads comes from adapter `i - 1`, whoever made it.
+    pub fn relay(past: usize, lengths: &[usize], n_layers: usize) -> Self {
+        Self { route: Route::Relay, ..Self::runahead(past, lengths, n_layers) }
+    }
+
+    /// The paper's baseline: everybody takes the rows of all others at every layer, a barrier, and computes every score.
+    pub fn tsp(past: usize, lengths: &[usize], n_layers: usize) -> Self {
+        Self { mask: Mask::DenseThenMask, ..Self::tsp_causal(past, lengths, n_layers) }
+    }
+
+    /// All-gather at every layer, but attention over the keys that a row may see.
+    pub fn tsp_causal(past: usize, lengths: &[usize], n_layers: usize) -> Self {
+        Self::runahead(past, lengths, n_layers).gathering()
+    }
+
+    /// All-gather with two pieces for each adapter, one of the front and one as far from the back; `lengths` are those of the pieces. The last
+    /// adapter, which makes the first token, has the outermost two.
+    pub fn zigzag(past: usize, lengths: &[usize], n_layers: usize) -> Self {
+        let pieces = consecutive(past, lengths);
+        let n = pieces.len().div_ceil(2);
+        let pair = |i: usize| {
+            let (front, back) = (n - 1 - i, pieces.len() - n + i);
+            if front == back { vec![front] } else { vec![front, back] }
+        };
+        let share: Vec<Vec<usize>> = (0..n).map(pair).collect();
+        let holds_past = (0..n).map(|i| i + 1 == n).collect();
+        let needs = vec![Vec::new(); n];
+        Self { pieces, share, needs, route: Route::Board, mask: Mask::Causal, past, holds_past, layers: 0..n_layers }
+            .gathering()
+    }
+
+    /// The same shares, where everybody takes what all others make.
+    fn gathering(mut self) -> Self {
+        let all = 0..self.pieces.len();
+        self.needs = self.share.iter().map(|own| all.clone().filter(|p| !own.contains(p)).collect()).collect();
+        self
     }
 
     /// One adapter does it all.
@@ -65,6 +211,32 @@ impl Schedule {
     /// Number of tokens that `adapter` computes.
     pub fn n_rows(&self, adapter: usize) -> usize {
         self.share[adapter].iter().map(|&p| self.pieces[p].len()).sum()
+    }
+
+    /// The pieces that `adapter` hands on at each layer, ascending, and to whom each.
+    pub fn sends(&self, adapter: usize) -> Vec<(usize, Vec<usize>)> {
+        match self.route {
+            Route::Board => {
+                let own = self.share[adapter].iter().map(|&p| (p, self.readers(p).collect::<Vec<_>>()));
+                own.filter(|(_, readers)| !readers.is_empty()).collect()
+            }
+            Route::Relay if adapter + 1 < self.n_adapters() => {
+                let next = &self.needs[adapter + 1];
+                next.iter().map(|&p| (p, vec![adapter + 1])).collect()
+            }
+            Route::Relay => Vec::new(),
+        }
+    }
+
+    /// Scores that `adapter` computes in a layer: pairs of a query and a key.
+    pub fn n_scores(&self, adapter: usize) -> u64 {
+        let end = self.past + self.n_tokens();
+        let of = |piece: Piece| match self.mask {
+            Mask::Causal => piece.start * piece.len() + piece.len() * (piece.len() + 1) / 2,
+            Mask::BlockThenMask => piece.len() * piece.end,
+            Mask::DenseThenMask => piece.len() * end,
+        };
+        self.share[adapter].iter().map(|&p| of(self.pieces[p]) as u64).sum()
     }
 
     /// The adapters that read `piece`.
@@ -112,7 +284,21 @@ impl Schedule {
             if needs.iter().any(|p| share.contains(p) || *p >= self.pieces.len()) {
                 return fail(format!("adapter {i} needs {needs:?} beside its share {share:?}"));
             }
+            if self.mask == Mask::DenseThenMask && share.len() + needs.len() != self.pieces.len() {
+                return fail(format!("adapter {i} computes every score with {share:?} and {needs:?} alone"));
+            }
+            if self.route == Route::Relay && i > 0 && needs.iter().any(|p| !self.passes(i - 1, *p)) {
+                return fail(format!("adapter {} has not all of {needs:?} to hand on", i - 1));
+            }
+        }
+        if !self.share[n - 1].contains(&(self.pieces.len().wrapping_sub(1))) {
+            return fail("the last token is not the last adapter's, which has to make the first new one".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether `adapter` has the rows of `piece` at some time in a layer.
+    fn passes(&self, adapter: usize, piece: usize) -> bool {
+        self.share[adapter].contains(&piece) || self.needs[adapter].contains(&piece)
     }
 }

@@ -1,31 +1,44 @@
 //! The worker: the thread of an adapter that carries out its share of a schedule.
 //!
 //! Layer-major: the whole share passes layer `l` before layer `l + 1`. One submission holds the attention and MLP of layer `l` and the K/V rows of
-//! layer `l + 1`, which leave for the board while later layers are computed. The worker waits only for rows of *earlier* tokens, and writes them
-//! into its cache while its device is busy with the layer before.
+//! layer `l + 1`, which leave for the board while later layers are computed. The worker waits for the rows that the schedule says it needs, and
+//! writes them into its cache while its device is busy with the layer before. In a chain these are rows of *earlier* tokens, so that nobody is
+//! waited for who comes later; where they are everybody's, the wait is the barrier of a collective, and nothing here makes it one.
+//!
+//! What an adapter hands on for others (by relay) leaves once it has arrived, in a submission of its own, with the adapter's own rows behind it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cancel::Wait;
 use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
-use crate::model::{KvCache, Model, Scratch};
-use crate::runahead::board::{Arrival, Board};
+use crate::model::{KvCache, Model, Scores, Scratch};
+use crate::runahead::board::{Arrival, Block, Board};
 use crate::runahead::courier::{self, CourierLog, Flight};
+use crate::runahead::experiment::{Experiment, Sent, ShapedLane};
 use crate::runahead::link::{self, Export};
-use crate::runahead::schedule::Schedule;
+use crate::runahead::schedule::{Mask, Schedule};
+use crate::runahead::trace::{Event, What};
+
+/// What is wanted of a row that went through the whole model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// The token with the largest logit, found on the device.
+    Token,
+    /// Its logits.
+    Logits,
+}
 
 /// Which rows are taken past the last layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowsOut {
     /// None: the share ends with the K/V rows of the last layer.
     None,
-    /// The last row: its greedy token.
-    Last,
+    /// The last row.
+    Last(Want),
     /// All rows: their logits.
     All,
 }
@@ -35,9 +48,11 @@ pub enum RowsOut {
 pub enum Output {
     /// Nothing ([`RowsOut::None`]).
     None,
-    /// The token with the largest logit.
+    /// The token with the largest logit ([`Want::Token`]).
     Token(u32),
-    /// Logits `[rows, vocab]`.
+    /// The last row's logits `[vocab]` ([`Want::Logits`]).
+    LastLogits(Vec<f32>),
+    /// Logits `[rows, vocab]` ([`RowsOut::All`]).
     Logits(Vec<f32>),
 }
 
@@ -55,6 +70,8 @@ pub struct ShareJob<'a> {
     pub board: &'a Board,
     /// This adapter's mailbox.
     pub arrivals: flume::Receiver<Arrival>,
+    /// What slows this run down on purpose.
+    pub experiment: &'a Experiment,
     /// Cancel and limits.
     pub wait: Wait,
     /// The start of the prefill.
@@ -70,6 +87,8 @@ pub struct ShareLog {
     pub output: Output,
     /// Submissions and published bytes.
     pub courier: CourierLog,
+    /// What the worker fetched, and when it waited for that, in order.
+    pub events: Vec<Event>,
     /// Bytes taken from the board.
     pub fetched_bytes: u64,
 }
@@ -82,8 +101,15 @@ struct Worker<'a, K: Kernels> {
     job: &'a ShareJob<'a>,
     pieces: Vec<Piece>,
     flights: flume::Sender<Flight<K>>,
-    /// Rows of layers that this adapter has not reached yet.
-    early: VecDeque<Arrival>,
+    /// Pieces that go out of this adapter at each layer.
+    sends: Vec<usize>,
+    /// Whether pieces of others are among them.
+    hands_on: bool,
+    /// The way from the board, where an experiment shapes it.
+    lane: Option<ShapedLane>,
+    /// Rows of layers that this adapter has not reached yet, and when a shaped link brings them.
+    early: VecDeque<(Arrival, Option<Duration>)>,
+    events: Vec<Event>,
     fetched_bytes: u64,
 }
 
@@ -106,23 +132,37 @@ pub fn run<K: Kernels>(
     std::thread::scope(|scope| {
         let courier = std::thread::Builder::new()
             .name(format!("courier {name}"))
-            .spawn_scoped(scope, move || courier::run(kernels, job.board, &landing, &job.wait, job.started, &done))
+            .spawn_scoped(scope, move || courier::run(kernels, job, &landing, &done))
             .map_err(|e| Error::Adapter { adapter: name.to_owned(), reason: format!("no courier thread: {e}") })?;
-        let mut worker =
-            Worker { model, scratch, cache, job, pieces, flights, early: VecDeque::new(), fetched_bytes: 0 };
+        let mut worker = Worker::new(model, scratch, cache, job, pieces, flights);
         let output = worker.share();
-        let fetched_bytes = worker.fetched_bytes;
+        let (events, fetched_bytes) = (std::mem::take(&mut worker.events), worker.fetched_bytes);
         drop(worker);
         let courier = courier.join().map_err(|_| Error::WorkerDied { adapter: name.to_owned() })?;
         match (output, courier) {
             (Err(Error::Cancelled), Err(e)) | (Ok(_), Err(e)) => Err(e),
             (Err(e), _) => Err(e),
-            (Ok(output), Ok(courier)) => Ok(ShareLog { output, courier, fetched_bytes }),
+            (Ok(output), Ok(courier)) => Ok(ShareLog { output, courier, events, fetched_bytes }),
         }
     })
 }
 
-impl<K: Kernels> Worker<'_, K> {
+impl<'a, K: Kernels> Worker<'a, K> {
+    fn new(
+        model: &'a Model<K>,
+        scratch: &'a Scratch<K>,
+        cache: &'a KvCache<K>,
+        job: &'a ShareJob<'a>,
+        pieces: Vec<Piece>,
+        flights: flume::Sender<Flight<K>>,
+    ) -> Self {
+        let sends: Vec<usize> = job.schedule.sends(job.me).into_iter().map(|(piece, _)| piece).collect();
+        let hands_on = sends.iter().any(|p| !job.schedule.share[job.me].contains(p));
+        let lane = job.experiment.up(job.me, job.schedule.n_adapters());
+        let (early, events) = (VecDeque::new(), Vec::new());
+        Self { model, scratch, cache, job, pieces, flights, sends, hands_on, lane, early, events, fetched_bytes: 0 }
+    }
+
     fn share(&mut self) -> Result<Output> {
         let (schedule, n) = (self.job.schedule, self.job.schedule.n_rows(self.job.me));
         let Range { start: first, end } = schedule.layers.clone();
@@ -141,96 +181,181 @@ impl<K: Kernels> Worker<'_, K> {
         let last = end - 1;
         for layer in first..last {
             self.receive(layer)?;
+            self.hand_on(layer)?;
             let mut rec = self.model.kernels().begin();
-            self.model.attend(&mut rec, layer, self.scratch, self.cache, &self.pieces, 0..n)?;
+            self.attend(&mut rec, layer, 0..n)?;
             let exports = self.own_rows(&mut rec, layer + 1)?;
             self.submit(rec, layer + 1, exports)?;
         }
-        if self.job.rows_out != RowsOut::None {
+        if self.job.rows_out != RowsOut::None || self.hands_on {
             self.receive(last)?;
+            self.hand_on(last)?;
         }
         match self.job.rows_out {
             RowsOut::None => Ok(Output::None),
-            RowsOut::Last => self.last_token(last, n),
+            RowsOut::Last(want) => self.last_row(last, n, want),
             RowsOut::All => self.all_logits(last, n),
         }
     }
 
-    /// This share's K/V rows of a layer, and their copies towards the board where somebody reads them.
+    /// This share's K/V rows of a layer, and their copies towards the board where somebody reads them and nothing goes before them.
     fn own_rows(&self, rec: &mut K::Recording, layer: usize) -> Result<Vec<Export<K>>> {
-        let job = self.job;
         self.model.qkv(rec, layer, self.scratch, self.cache, &self.pieces, Phase::Prefill)?;
-        job.schedule.share[job.me]
-            .iter()
-            .filter(|&&p| job.board.is_read(p))
-            .map(|&p| link::export(&**self.model.kernels(), rec, self.cache, layer, p, job.schedule.pieces[p]))
-            .collect()
+        if self.hands_on { Ok(Vec::new()) } else { self.exports(rec, layer) }
+    }
+
+    /// Sends a layer's received rows on, with this adapter's own behind them.
+    fn hand_on(&mut self, layer: usize) -> Result<()> {
+        if !self.hands_on {
+            return Ok(());
+        }
+        let mut rec = self.model.kernels().begin();
+        let exports = self.exports(&mut rec, layer)?;
+        self.submit(rec, layer, exports).map(drop)
+    }
+
+    fn exports(&self, rec: &mut K::Recording, layer: usize) -> Result<Vec<Export<K>>> {
+        let export = |&piece: &usize| {
+            let rows = self.job.schedule.pieces[piece];
+            link::export(&**self.model.kernels(), rec, self.cache, layer, piece, rows)
+        };
+        self.sends.iter().map(export).collect()
+    }
+
+    fn attend(&self, rec: &mut K::Recording, layer: usize, want: Range<usize>) -> Result<()> {
+        let schedule = self.job.schedule;
+        let scores = match schedule.mask {
+            Mask::Causal => Scores::Visible,
+            Mask::BlockThenMask => Scores::Block,
+            Mask::DenseThenMask => Scores::All(schedule.past + schedule.n_tokens()),
+        };
+        self.model.attend(rec, layer, self.scratch, self.cache, &self.pieces, want, scores)
     }
 
     /// Hands work to the device, and the watch over it to the courier; waits while two submissions are in flight. `stage` counts the layers whose
     /// second half is done by then.
-    fn submit(&self, rec: K::Recording, stage: usize, exports: Vec<Export<K>>) -> Result<K::Submitted> {
+    fn submit(&mut self, rec: K::Recording, stage: usize, exports: Vec<Export<K>>) -> Result<K::Submitted> {
         let submitted_at = Instant::now();
-        let point = self.model.kernels().submit(rec, &self.job.wait)?;
+        let (kernels, wait) = (self.model.kernels(), &self.job.wait);
+        let point = kernels.submit(rec, wait)?;
+        let slowdown = self.job.experiment.slowdown(self.job.me);
+        if slowdown > 1.0 {
+            // In lock step: what the device did during the pause would not be slowed down.
+            kernels.wait(&point, wait)?;
+            let start = self.job.started.elapsed();
+            let worked = start.saturating_sub(submitted_at.duration_since(self.job.started));
+            wait.sleep(worked.mul_f64(slowdown - 1.0))?;
+            self.log(What::Pause, stage, start);
+        }
         let flight = Flight { stage, submitted_at, point: point.clone(), exports };
-        let taken = self.job.wait.send(&self.flights, flight, "the device")?;
+        let taken = wait.send(&self.flights, flight, "the device")?;
         // A courier that has ended early has the reason; see `run`.
         if taken { Ok(point) } else { Err(Error::Cancelled) }
     }
 
-    /// All rows of earlier tokens in one layer, into the cache.
+    /// All rows that this adapter needs in one layer, into the cache.
     fn receive(&mut self, layer: usize) -> Result<()> {
         let job = self.job;
         if !job.schedule.holds_past[job.me] {
-            for block in job.board.past(layer) {
-                self.fetched_bytes += link::import(&**self.model.kernels(), self.cache, layer, &block)?;
-            }
+            self.take_past(layer)?;
         }
         let mut missing = job.schedule.needs[job.me].len();
         for _ in 0..self.early.len() {
-            if let Some(arrival) = self.early.pop_front() {
-                missing -= self.take(arrival, layer)?;
+            if let Some((arrival, due)) = self.early.pop_front() {
+                missing -= self.take(arrival, due, layer)?;
             }
         }
         while missing > 0 {
-            match job.wait.recv_patiently(&job.arrivals)? {
-                Some(arrival) => missing -= self.take(arrival, layer)?,
-                // All who could still send have ended.
-                None => return Err(Error::Cancelled),
-            }
+            let (arrival, due) = self.next_arrival(layer)?;
+            missing -= self.take(arrival, due, layer)?;
         }
         Ok(())
     }
 
+    /// The rows of earlier turns that stand in the record.
+    fn take_past(&mut self, layer: usize) -> Result<()> {
+        let (blocks, lead) = (self.job.board.past(layer), self.job.schedule.pieces.len());
+        let bytes = blocks.iter().map(|b| (b.k().len() + b.v().len()) as u64).sum();
+        let due = self.lane.as_mut().map(|lane| lane.through(Duration::ZERO, bytes, layer, lead, lead));
+        self.wait_until(due, layer)?;
+        blocks.iter().try_for_each(|block| self.import(block, None, layer))
+    }
+
+    /// The next block in the mailbox, of whatever layer, and when a shaped link brings it.
+    fn next_arrival(&mut self, layer: usize) -> Result<(Arrival, Option<Duration>)> {
+        let job = self.job;
+        let arrival = match job.arrivals.try_recv() {
+            Ok(arrival) => arrival,
+            Err(_) => {
+                let start = job.started.elapsed();
+                // All who could still send have ended: the reason is theirs.
+                let arrival = job.wait.recv_patiently(&job.arrivals)?.ok_or(Error::Cancelled)?;
+                self.log(What::Wait, layer, start);
+                arrival
+            }
+        };
+        let bytes = (arrival.block.k().len() + arrival.block.v().len()) as u64;
+        let through = |(lane, sent): (&mut ShapedLane, Sent)| {
+            lane.through(sent.at, bytes, arrival.layer, arrival.piece, sent.lead)
+        };
+        let due = self.lane.as_mut().zip(arrival.sent).map(through);
+        Ok((arrival, due))
+    }
+
     /// Imports an arrival of `layer`, or keeps it for later. Returns how many were imported.
-    fn take(&mut self, arrival: Arrival, layer: usize) -> Result<usize> {
+    fn take(&mut self, arrival: Arrival, due: Option<Duration>, layer: usize) -> Result<usize> {
         if arrival.layer != layer {
-            self.early.push_back(arrival);
+            self.early.push_back((arrival, due));
             return Ok(0);
         }
-        let block: Arc<_> = arrival.block;
-        self.fetched_bytes += link::import(&**self.model.kernels(), self.cache, layer, &block)?;
+        self.wait_until(due, layer)?;
+        self.import(&arrival.block, Some(arrival.piece), layer)?;
         Ok(1)
     }
 
+    fn import(&mut self, block: &Block, piece: Option<usize>, layer: usize) -> Result<()> {
+        let start = self.job.started.elapsed();
+        let bytes = link::import(&**self.model.kernels(), self.cache, layer, block)?;
+        self.fetched_bytes += bytes;
+        let end = self.job.started.elapsed();
+        self.events.push(Event { what: What::Fetch, layer, piece, bytes, start, end });
+        Ok(())
+    }
+
+    /// Waits for a shaped link; `due` counts from the start of the prefill.
+    fn wait_until(&mut self, due: Option<Duration>, layer: usize) -> Result<()> {
+        let start = self.job.started.elapsed();
+        match due.map(|due| due.saturating_sub(start)) {
+            Some(left) if !left.is_zero() => {
+                self.job.wait.sleep(left)?;
+                self.log(What::Wait, layer, start);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes what has lasted from `start` until now.
+    fn log(&mut self, what: What, layer: usize, start: Duration) {
+        let end = self.job.started.elapsed();
+        self.events.push(Event { what, layer, piece: None, bytes: 0, start, end });
+    }
+
     /// Second half of the last layer and the head, for the last row alone.
-    fn last_token(&self, layer: usize, n: usize) -> Result<Output> {
-        let kernels = self.model.kernels();
-        let mut rec = kernels.begin();
-        self.model.attend(&mut rec, layer, self.scratch, self.cache, &self.pieces, n - 1..n)?;
+    fn last_row(&mut self, layer: usize, n: usize, want: Want) -> Result<Output> {
+        let mut rec = self.model.kernels().begin();
+        self.attend(&mut rec, layer, n - 1..n)?;
         self.model.head(&mut rec, self.scratch, n - 1..n, Phase::Prefill)?;
-        let download = self.model.greedy(&mut rec, self.scratch)?;
+        let download = record_row(self.model, &mut rec, self.scratch, want)?;
         let point = self.submit(rec, layer + 1, Vec::new())?;
-        let mut token = 0;
-        kernels.collect(download, &point, &self.job.wait, &mut |bytes| token = first_u32(bytes))?;
-        Ok(Output::Token(token))
+        collect_row(&**self.model.kernels(), download, &point, &self.job.wait, want)
     }
 
     /// Second half of the last layer and the head, for every row.
-    fn all_logits(&self, layer: usize, n: usize) -> Result<Output> {
+    fn all_logits(&mut self, layer: usize, n: usize) -> Result<Output> {
         let kernels = self.model.kernels();
         let mut rec = kernels.begin();
-        self.model.attend(&mut rec, layer, self.scratch, self.cache, &self.pieces, 0..n)?;
+        self.attend(&mut rec, layer, 0..n)?;
         self.submit(rec, layer + 1, Vec::new())?;
         let mut logits = Vec::with_capacity(n * self.model.config().vocab);
         for start in (0..n).step_by(Model::<K>::HEAD_ROWS) {
@@ -246,12 +371,43 @@ impl<K: Kernels> Worker<'_, K> {
     }
 }
 
+/// Records what is wanted of the first row of logits.
+pub(super) fn record_row<K: Kernels>(
+    model: &Model<K>,
+    rec: &mut K::Recording,
+    scratch: &Scratch<K>,
+    want: Want,
+) -> Result<K::Download> {
+    match want {
+        Want::Token => model.greedy(rec, scratch),
+        Want::Logits => model.logits(rec, scratch, 1),
+    }
+}
+
+/// Waits for what [`record_row`] recorded.
+pub(super) fn collect_row<K: Kernels>(
+    kernels: &K,
+    download: K::Download,
+    after: &K::Submitted,
+    wait: &Wait,
+    want: Want,
+) -> Result<Output> {
+    let mut output = Output::None;
+    kernels.collect(download, after, wait, &mut |bytes| {
+        output = match want {
+            Want::Token => Output::Token(first_u32(bytes)),
+            Want::Logits => Output::LastLogits(floats(bytes).collect()),
+        };
+    })?;
+    Ok(output)
+}
+
 /// The first token id of a download.
-pub(super) fn first_u32(bytes: &[u8]) -> u32 {
+fn first_u32(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |b| u32::from_le_bytes(*b))
 }
 
 /// Values of a download.
-pub(super) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }

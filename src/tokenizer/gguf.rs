@@ -19,6 +19,9 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const BYTE: i32 = 6;
 
+/// Tokens that end a turn of a conversation in the families' templates; older files do not say which one it is.
+const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
+
 /// A vocabulary with its encoder.
 #[derive(Debug)]
 pub struct Vocabulary {
@@ -37,7 +40,13 @@ pub struct Vocabulary {
 #[derive(Debug)]
 enum Encoder {
     Merges(Box<tokenizers::Tokenizer>),
-    Scores { scores: Box<Scores>, specials: Box<Specials>, add_space: bool },
+    Scores {
+        scores: Box<Scores>,
+        specials: Box<Specials>,
+        add_space: bool,
+        /// Special tokens that take the white space after them along.
+        strips: Vec<u32>,
+    },
 }
 
 impl Vocabulary {
@@ -53,7 +62,7 @@ impl Vocabulary {
         if !kinds.is_empty() && kinds.len() != texts.len() {
             return Err(file.bad(format!("{} token types for {} tokens", kinds.len(), texts.len())));
         }
-        let ids = Ids::read(file, model, texts.len())?;
+        let ids = Ids::read(file, model, &texts, &kinds)?;
         let (encoder, add_bos) = match model {
             "gpt2" => merges(file, &texts, &kinds)?,
             "llama" => (scores(file, &texts, &kinds, ids.unknown)?, true),
@@ -77,17 +86,24 @@ impl Vocabulary {
                 let encoding = inner.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
                 out.extend_from_slice(encoding.get_ids());
             }
-            Encoder::Scores { scores, specials, add_space } => {
-                let mut after_special = true;
-                for part in specials.split(text) {
+            Encoder::Scores { scores, specials, add_space, strips } => {
+                let (mut after_special, mut strip) = (true, false);
+                let text = text.replace(' ', "▁");
+                for part in specials.split(&text) {
                     match part {
                         Part::Token(id) => out.push(id),
                         Part::Text(text) => {
+                            let space = |c: char| c == '▁' || c.is_whitespace();
+                            let text = if strip { text.trim_start_matches(space) } else { text };
+                            if text.is_empty() {
+                                continue;
+                            }
                             let space = if *add_space && after_special { "▁" } else { "" };
-                            scores.encode(&self.texts, &format!("{space}{}", text.replace(' ', "▁")), &mut out)?;
+                            scores.encode(&self.texts, &format!("{space}{text}"), &mut out)?;
                         }
                     }
                     after_special = matches!(part, Part::Token(_));
+                    strip = matches!(part, Part::Token(id) if strips.binary_search(&id).is_ok());
                 }
             }
         }
@@ -141,7 +157,8 @@ struct Ids {
 
 impl Ids {
     /// SentencePiece files may leave the ids at their customary values.
-    fn read(file: &Gguf, model: &str, n_tokens: usize) -> Result<Self> {
+    fn read(file: &Gguf, model: &str, texts: &TextTable, kinds: &[i32]) -> Result<Self> {
+        let n_tokens = texts.len();
         let id = |name: &str, customary: Option<i128>| {
             let key = format!("tokenizer.ggml.{name}_token_id");
             // -1 says that there is none, as signed or as unsigned integer.
@@ -155,7 +172,12 @@ impl Ids {
             }
         };
         let (bos, end, unknown) = (id("bos", Some(1))?, id("eos", Some(2))?, id("unknown", Some(0))?);
-        let turn = id("eot", None)?.filter(|&turn| Some(turn) != end);
+        let ends_turn = |id: &u32| {
+            kind(kinds, *id as usize) == CONTROL
+                && texts.get(*id as usize).is_some_and(|text| TURN_ENDS.contains(&text))
+        };
+        let turn = id("eot", None)?.or_else(|| (0..).take(n_tokens).find(ends_turn));
+        let turn = turn.filter(|&turn| Some(turn) != end);
         Ok(Self { bos, eos: end.into_iter().chain(turn).collect(), unknown })
     }
 }
@@ -176,7 +198,8 @@ fn specials<'a>(texts: &'a TextTable, kinds: &'a [i32]) -> impl Iterator<Item = 
 
 /// Byte-level BPE, and whether a begin-of-sequence token belongs before a text by default.
 fn merges(file: &Gguf, texts: &TextTable, kinds: &[i32]) -> Result<(Encoder, bool)> {
-    let pre = Pre::named(file.text("tokenizer.ggml.pre")?.unwrap_or("default"))?;
+    let customary = Pre::customary(file.text("general.architecture")?);
+    let pre = Pre::named(file.text("tokenizer.ggml.pre")?.unwrap_or(customary))?;
     let lines = file.texts("tokenizer.ggml.merges")?.ok_or_else(|| file.bad("`tokenizer.ggml.merges` is missing"))?;
     let mut merges = Merges::with_capacity(lines.len());
     for (i, line) in strings(&lines) {
@@ -189,6 +212,7 @@ fn merges(file: &Gguf, texts: &TextTable, kinds: &[i32]) -> Result<(Encoder, boo
     let vocab: Vocab = strings(texts).map(|(id, text)| (text.to_owned(), id)).collect();
     let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.whole_words).build();
     let mut inner = tokenizers::Tokenizer::new(model.map_err(|e| file.bad(e.to_string()))?);
+    inner.with_normalizer(pre.normalizer());
     inner.with_pre_tokenizer(Some(pre.steps()?));
     let added: Vec<AddedToken> =
         specials(texts, kinds).map(|(text, _)| AddedToken::from(text, true).normalized(false)).collect();
@@ -204,9 +228,18 @@ fn scores(file: &Gguf, texts: &TextTable, kinds: &[i32], unknown: Option<u32>) -
     }
     let is_byte = |id: usize| kind(kinds, id) == BYTE;
     let forms = |id: usize| !matches!(kind(kinds, id), UNKNOWN | CONTROL | BYTE);
+    // Phi-3's own tokenizer says so token by token; the metadata has no place for it.
+    let phi3 = file.text("general.architecture")? == Some("phi3");
+    let keeps = |text: &str| matches!(text, "<unk>" | "<s>" | "<|endoftext|>");
+    let mut strips: Vec<u32> =
+        specials(texts, kinds).filter(|&(text, _)| phi3 && !keeps(text)).map(|(_, id)| id).collect();
+    strips.sort_unstable();
+    // They are looked for where spaces are `▁` already, as in SentencePiece; Gemma's runs of spaces are such tokens.
+    let spelled: Vec<(String, u32)> = specials(texts, kinds).map(|(text, id)| (text.replace(' ', "▁"), id)).collect();
     Ok(Encoder::Scores {
+        strips,
         scores: Box::new(Scores::new(texts, scores, forms, is_byte, unknown)),
-        specials: Box::new(Specials::new(specials(texts, kinds))),
+        specials: Box::new(Specials::new(spelled.iter().map(|(text, id)| (text.as_str(), *id)))),
         add_space: file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
     })
 }

@@ -1,9 +1,13 @@
-//! Pre-tokenizers of byte-level BPE by the names in `tokenizer.ggml.pre`: regular expressions that cut a text before pairs are merged.
+//! Pre-tokenizers of byte-level BPE by the names in `tokenizer.ggml.pre`: what cuts a text before pairs are merged.
 //!
-//! The expressions are those of the models' own `tokenizer.json` files; "default" is what llama.cpp does with files older than the key.
+//! The steps are those of the models' own `tokenizer.json` files; "default" is what llama.cpp does with files older than the key.
 
+use tokenizers::NormalizerWrapper;
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::punctuation::Punctuation;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
@@ -18,10 +22,25 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 const DIGIT: &str = r"\p{N}";
 const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
 
+/// A step of a pre-tokenizer.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Matches of the expression stand alone.
+    Cut(&'static str),
+    /// Runs of punctuation stand alone.
+    Punctuation,
+    /// Runs of numeric characters stand alone.
+    Digits,
+    /// Bytes become printable characters, after GPT-2's expression has cut.
+    Gpt2Bytes,
+}
+
 /// How a family of byte-level tokenizers cuts text, and the habits that go with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Pre {
-    expressions: &'static [&'static str],
+    steps: &'static [Step],
+    /// Whether characters are composed first (Unicode's normalization form C).
+    compose: bool,
     /// A cut that is a token as a whole is that token, even where merges lead elsewhere.
     pub whole_words: bool,
     /// Whether a begin-of-sequence token is added where the file does not say.
@@ -34,17 +53,42 @@ impl Pre {
     /// # Errors
     /// [`Error::Unsupported`] where the name is unknown: a wrong cut would give plausible but wrong ids.
     pub fn named(name: &str) -> Result<Self> {
-        let (expressions, whole_words, add_bos): (&[&str], bool, bool) = match name {
-            "default" => (&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", THREE_DIGITS], false, false),
-            "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" => (&[GPT2], false, false),
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => (&[DIGIT, GPT2], false, false),
-            "falcon" => (&[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, THREE_DIGITS], false, false),
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" => (&[LLAMA3], true, true),
-            "tekken" => (&[TEKKEN], true, true),
-            "qwen2" | "stablelm2" | "deepseek-r1-qwen" => (&[QWEN2], false, false),
+        use Step::{Cut, Digits, Gpt2Bytes, Punctuation};
+        let plain = |steps| Self { steps, compose: false, whole_words: false, add_bos: false };
+        Ok(match name {
+            "default" => plain(&[Cut(r"[\p{P}\$\+<=>\^~\|]+"), Cut(GPT2), Cut(r"\p{N}+"), Cut(THREE_DIGITS)]),
+            "gpt-2" | "phi-2" | "mpt" | "jais" => plain(&[Cut(GPT2)]),
+            // The vocabulary of GPT-NeoX and of those who took it over.
+            "olmo" => Self { compose: true, ..plain(&[Cut(GPT2)]) },
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => plain(&[Cut(DIGIT), Cut(GPT2)]),
+            // Digits are looked for among the printable characters, some of which (`²`, `¼`) stand for bytes of other letters.
+            "falcon" => plain(&[Punctuation, Gpt2Bytes, Digits, Cut(THREE_DIGITS)]),
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" => {
+                Self { whole_words: true, add_bos: true, ..plain(&[Cut(LLAMA3)]) }
+            }
+            // Llama 3's vocabulary in models that begin without a token, SmolLM3 among them.
+            "smaug-bpe" => Self { whole_words: true, ..plain(&[Cut(LLAMA3)]) },
+            "tekken" => Self { whole_words: true, add_bos: true, ..plain(&[Cut(TEKKEN)]) },
+            "qwen2" => Self { compose: true, ..plain(&[Cut(QWEN2)]) },
+            "stablelm2" | "deepseek-r1-qwen" => plain(&[Cut(QWEN2)]),
             other => return Err(Error::Unsupported { what: "pre-tokenizer", name: other.to_owned() }),
-        };
-        Ok(Self { expressions, whole_words, add_bos })
+        })
+    }
+
+    /// The name for files that were written before the key existed.
+    pub fn customary(architecture: Option<&str>) -> &'static str {
+        match architecture {
+            Some("falcon") => "falcon",
+            Some("gptneox") => "olmo",
+            Some("qwen2" | "qwen3") => "qwen2",
+            Some("phi2") => "phi-2",
+            _ => "default",
+        }
+    }
+
+    /// What a text goes through first.
+    pub fn normalizer(&self) -> Option<NormalizerWrapper> {
+        self.compose.then(|| NFC.into())
     }
 
     /// The steps as one object: the cuts one after another, then bytes to printable characters.
@@ -53,12 +97,21 @@ impl Pre {
     /// [`Error::Tokenizer`] where an expression does not compile.
     pub fn steps(&self) -> Result<Sequence> {
         let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-        for expression in self.expressions {
-            let pattern = SplitPattern::Regex((*expression).to_owned());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-            steps.push(split.map_err(|e| Error::Tokenizer(e.to_string()))?.into());
+        for step in self.steps {
+            steps.push(match *step {
+                Step::Cut(expression) => {
+                    let pattern = SplitPattern::Regex(expression.to_owned());
+                    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+                    split.map_err(|e| Error::Tokenizer(e.to_string()))?.into()
+                }
+                Step::Punctuation => Punctuation::new(SplitDelimiterBehavior::Contiguous).into(),
+                Step::Digits => Digits::new(false).into(),
+                Step::Gpt2Bytes => ByteLevel::new(false, true, true).into(),
+            });
         }
-        steps.push(ByteLevel::new(false, true, false).into());
+        if !self.steps.iter().any(|step| matches!(step, Step::Gpt2Bytes)) {
+            steps.push(ByteLevel::new(false, true, false).into());
+        }
         Ok(Sequence::new(steps))
     }
 }

@@ -117,16 +117,7 @@ impl Gguf {
             };
             (info.name.clone(), tensor)
         };
-        Weights::new(Naming::Gguf, self.tensors.iter().map(stored).collect())
-    }
-
-    /// A Boolean of the metadata.
-    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Value::Bool(value)) => Ok(Some(*value)),
-            Some(_) => Err(self.wrong(key, "Boolean")),
-        }
+        Weights::new(Naming::GGUF, self.tensors.iter().map(stored).collect())
     }
 
     /// A token id of the metadata, or what stands there to say that there is none (-1).
@@ -213,6 +204,14 @@ impl Metadata for Gguf {
             Some(_) => Err(self.wrong(key, "string")),
         }
     }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(_) => Err(self.wrong(key, "Boolean")),
+        }
+    }
 }
 
 fn check_version(version: u32) -> Result<()> {
@@ -285,22 +284,22 @@ fn format(id: u32) -> Result<Dtype, String> {
         1 => return Ok(Dtype::F16),
         2 => return Ok(Dtype::Q4_0),
         3 => return Ok(Dtype::Q4_1),
+        6 => return Ok(Dtype::Q5_0),
+        7 => return Ok(Dtype::Q5_1),
         8 => return Ok(Dtype::Q8_0),
+        10 => return Ok(Dtype::Q2K),
+        11 => return Ok(Dtype::Q3K),
+        12 => return Ok(Dtype::Q4K),
+        13 => return Ok(Dtype::Q5K),
+        14 => return Ok(Dtype::Q6K),
+        20 => return Ok(Dtype::Iq4Nl),
         30 => return Ok(Dtype::Bf16),
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
         23 => "IQ4_XS",

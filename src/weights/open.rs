@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::gguf::Gguf;
-use super::{Role, Weights, safetensors};
+use super::{Naming, Role, Weights, safetensors};
 use crate::config::ModelConfig;
 use crate::config::gguf::{Metadata, TensorFacts, model_config};
 use crate::config::hf::{GenerationConfig, HfConfig, Refusal};
@@ -72,13 +72,15 @@ fn from_gguf(path: &Path) -> Result<ModelFiles> {
     let facts = TensorFacts {
         embedding_rows: weights.get(Role::TokenEmbedding).ok().and_then(|t| t.shape.first().copied()),
         has_output_head: weights.has(Role::OutputHead),
-        rope_factors: rope_factors(&weights)?,
+        has_second_norm: weights.tensors.contains_key("blk.0.attn_norm_2.weight"),
+        rope_factors: rope_factors(&weights, "rope_freqs.weight")?,
+        long_rope_factors: rope_factors(&weights, "rope_factors_short.weight")?
+            .zip(rope_factors(&weights, "rope_factors_long.weight")?)
+            .map(|(short, long)| [short, long]),
         n_tokens: tokens?.map(|tokens| tokens.len()),
     };
     let config = model_config(&file, facts)?;
-    if let Some(name) = weights.tensors.keys().find(|name| name.ends_with(".bias")) {
-        return Err(Error::Unsupported { what: "bias", name: name.clone() });
-    }
+    let weights = weights.with_naming(Naming::gguf(&config));
     let tokenizer = Tokenizer::from_gguf(&file)?;
     let spelling = |id: Option<u32>| id.zip(tokenizer.as_ref()).and_then(|(id, t)| t.spelling(id)).unwrap_or_default();
     let eos = tokenizer.as_ref().map(|t| t.eos().to_vec()).unwrap_or_default();
@@ -90,8 +92,8 @@ fn from_gguf(path: &Path) -> Result<ModelFiles> {
 }
 
 /// The divisors of the rotary frequencies that a GGUF file may bring as a tensor.
-fn rope_factors(weights: &Weights) -> Result<Option<Vec<f32>>> {
-    let Some(tensor) = weights.named("rope_freqs.weight")? else { return Ok(None) };
+fn rope_factors(weights: &Weights, name: &str) -> Result<Option<Vec<f32>>> {
+    let Some(tensor) = weights.named(name)? else { return Ok(None) };
     if tensor.dtype != Dtype::F32 {
         return Err(Error::Unsupported {
             what: "tensor type",
@@ -137,7 +139,7 @@ fn from_folder(folder: &Path) -> Result<ModelFiles> {
         Refusal::Other(e) => e,
     })?;
     let config = hf.model_config()?;
-    let (weights, file_bytes) = safetensors::open(folder)?;
+    let (weights, file_bytes) = safetensors::open(folder, Naming::hugging_face(&config))?;
     let mut eos = hf.eos();
     let generation: GenerationConfig = json(&folder.join("generation_config.json"))?.unwrap_or_default();
     eos.extend(generation.eos());

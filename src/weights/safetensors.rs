@@ -20,13 +20,13 @@ struct Index {
 ///
 /// # Errors
 /// [`Error::Io`] names a shard that is missing; [`Error::BadFile`] a damaged one, or one that lacks a tensor which the index puts there.
-pub fn open(folder: &Path) -> Result<(Weights, u64)> {
+pub fn open(folder: &Path, naming: Naming) -> Result<(Weights, u64)> {
     let single = folder.join("model.safetensors");
     let index = folder.join("model.safetensors.index.json");
     if single.exists() || !index.exists() {
         let mut tensors = HashMap::new();
         let bytes = read(&single, |name, tensor| drop(tensors.insert(name, tensor)))?;
-        return Ok((Weights::new(Naming::HuggingFace, tensors), bytes));
+        return Ok((Weights::new(naming, tensors), bytes));
     }
     let mut tensors = HashMap::new();
     let mut bytes = 0;
@@ -39,7 +39,7 @@ pub fn open(folder: &Path) -> Result<(Weights, u64)> {
             tensors.insert(name, tensor);
         }
     }
-    Ok((Weights::new(Naming::HuggingFace, tensors), bytes))
+    Ok((Weights::new(naming, tensors), bytes))
 }
 
 /// The files of an index, each with its tensors.

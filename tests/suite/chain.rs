@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use runahead::cancel::{Cancel, Wait};
 use runahead::dims::Piece;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, Mode, Options, Session};
+use runahead::engine::{DeviceId, Engine, Experiment, Mode, Options, Session};
 use runahead::error::{Error, Result};
 use runahead::kernels::cpu::Cpu;
 use runahead::model::{LoadOptions, Model, Slots};
@@ -16,7 +16,7 @@ use runahead::runahead::chain::{self, Request};
 use runahead::runahead::node::{Adapter, Loaded, Node};
 use runahead::runahead::partition::Split;
 use runahead::runahead::schedule::Schedule;
-use runahead::runahead::worker::{ShareJob, ShareLog};
+use runahead::runahead::worker::{Output, RowsOut, ShareJob, ShareLog, Want};
 use runahead::weights::ModelFiles;
 
 /// A tiny model with two layers, as the tests' data hold it.
@@ -29,7 +29,7 @@ fn engine(family: &str, devices: &[DeviceId], kv: KvDtype) -> Engine {
 }
 
 /// Ids that differ from row to row and from case to case.
-fn tokens(n: usize, seed: usize) -> Vec<u32> {
+pub fn tokens(n: usize, seed: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * 7919 + seed * 104_729 + i * i * 31) % 384) as u32).collect()
 }
 
@@ -150,15 +150,18 @@ impl Node for Broken {
     fn run(&self, _: &ShareJob<'_>) -> Result<ShareLog> {
         (self.fault)()
     }
-    fn decode(&mut self, token: u32, position: usize, wait: &Wait) -> Result<u32> {
-        self.inner.decode(token, position, wait)
+    fn decode(&mut self, token: u32, position: usize, want: Want, wait: &Wait) -> Result<Output> {
+        self.inner.decode(token, position, want, wait)
     }
     fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
         self.inner.read_rows(layer, rows, wait)
     }
+    fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
+        self.inner.write_rows(layer, rows, bytes)
+    }
 }
 
-fn cpu_node(slots: Slots) -> Box<dyn Node> {
+pub fn cpu_node(slots: Slots) -> Box<dyn Node> {
     let files = ModelFiles::open(&reference("llama-mha")).unwrap();
     let options = LoadOptions { context: 384, cancel: &Cancel::new(), progress: &|_, _| {} };
     let kernels = Arc::new(Cpu::new("cpu", 1).unwrap());
@@ -171,9 +174,10 @@ fn run_with(nodes: &mut [&mut dyn Node], lengths: &[usize], cancel: &Cancel) -> 
     let ids = tokens(schedule.n_tokens(), 10);
     let request = Request {
         tokens: &ids,
-        all_logits: false,
+        rows_out: RowsOut::Last(Want::Token),
         retention: Retention::Transit,
         record: Record::new(2),
+        experiment: Experiment::default(),
         cancel,
         progress: &|_, _, _| {},
     };

@@ -3,17 +3,18 @@
 
 use std::ops::Range;
 
-use runahead::config::RopePairs;
+use runahead::config::{NormKind, RopePairs};
 use runahead::dims::round_up;
 use runahead::dtype::{Dtype, Scalar};
 use runahead::kernels::wgsl::{Tensor, Wgsl};
 use runahead::kernels::{
-    Attention, Embed, Epilogue, HeadDims, Kernels, MatrixSource, Norm, Phase, Product, RopeCache, RowOrder,
+    Attention, Embed, Epilogue, HeadDims, HeadNorm, Kernels, MatrixSource, Norm, Phase, Product, RopeCache, RowOrder,
+    ScoreRules,
 };
 
 use crate::kernels::harness::{encode, read_bytes, tensor_from_f32, tensor_from_u32, wait};
 use crate::kernels::reference::{Random, random_weight};
-use crate::kernels::wgsl::{other_kind, shared};
+use crate::kernels::wgsl::{other_activations, other_kind, shared};
 
 /// Rows that are computed all at once.
 const ROWS: usize = 150;
@@ -26,27 +27,45 @@ const STRETCHES: [Range<usize>; 9] = [0..1, 5..6, 0..16, 16..48, 15..18, 7..77, 
 fn compare(
     what: &str,
     wrong: &mut Vec<String>,
-    (input, in_width): (&[f32], usize),
+    input: (&[f32], usize),
     out_width: usize,
+    types: impl Fn(&Wgsl) -> (Scalar, Scalar),
     op: impl Fn(&Wgsl, &mut <Wgsl as Kernels>::Recording, &Tensor, &Tensor, Range<usize>),
 ) {
-    let k = shared();
+    // The activations that this device doesn't take by itself go through fewer stretches: a software GPU is slow with f16.
+    for (k, stretches) in [(shared(), &STRETCHES[..]), (other_activations(), &STRETCHES[4..6])] {
+        let what = format!("{what} {:?}", k.activation());
+        compare_on(k, &what, wrong, input, out_width, types(k), stretches, &op);
+    }
+}
+
+fn compare_on(
+    k: &Wgsl,
+    what: &str,
+    wrong: &mut Vec<String>,
+    (input, in_width): (&[f32], usize),
+    out_width: usize,
+    (in_scalar, out_scalar): (Scalar, Scalar),
+    stretches: &[Range<usize>],
+    op: impl Fn(&Wgsl, &mut <Wgsl as Kernels>::Recording, &Tensor, &Tensor, Range<usize>),
+) {
+    let row_bytes = out_scalar.bytes() * out_width;
     let held = round_up(ROWS + 40, k.row_tile());
     let run = |rows: Range<usize>, at: usize| {
         let mut placed = vec![f32::NAN; held * in_width];
         placed[at * in_width..(at + rows.len()) * in_width]
             .copy_from_slice(&input[rows.start * in_width..rows.end * in_width]);
-        let x = tensor_from_f32(k, Scalar::F32, &placed);
-        let out = tensor_from_f32(k, Scalar::F32, &vec![0.5; held * out_width]);
+        let x = tensor_from_f32(k, in_scalar, &placed);
+        let out = tensor_from_f32(k, out_scalar, &vec![0.5; held * out_width]);
         let mut rec = k.begin();
         op(k, &mut rec, &x, &out, at..at + rows.len());
         k.submit(rec, &wait()).unwrap();
-        read_bytes(k, &out, at * out_width..(at + rows.len()) * out_width)
+        let bytes = read_bytes(k, &out, 0..held * out_width);
+        bytes[at * row_bytes..(at + rows.len()) * row_bytes].to_vec()
     };
     let all = run(0..ROWS, 0);
-    let row_bytes = 4 * out_width;
     assert!(all != all[..row_bytes].repeat(ROWS), "{what}: all rows are equal, the test compares nothing");
-    for (i, rows) in STRETCHES.into_iter().enumerate() {
+    for (i, rows) in stretches.iter().cloned().enumerate() {
         let at = [rows.start, 0, 37][i % 3];
         if run(rows.clone(), at) != all[rows.start * row_bytes..rows.end * row_bytes] {
             wrong.push(format!("{what}: rows {rows:?} placed at row {at}"));
@@ -62,22 +81,29 @@ fn finish(wrong: &[String]) {
 fn products_in_every_format() {
     let (k, random, mut wrong) = (shared(), &mut Random::new(21), Vec::new());
     for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
-        for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
+        // The first six formats, of each kind one, with every epilogue; the others with one in turn.
+        let all = Epilogue::ALL;
+        for &epilogue in if i < 6 { &all[..] } else { std::slice::from_ref(&all[i % all.len()]) } {
             let width = if dtype.block_len() > 1 { [160, 96][i % 2] } else { [100, 576][i % 2] };
+            let width = round_up(width, dtype.block_len());
             let n = [129, 70][i % 2];
-            let swiglu = epilogue == Epilogue::SwiGlu;
+            let swiglu = epilogue.gated();
             let parts = (0..1 + usize::from(swiglu)).map(|_| random_weight(random, dtype, n, width)).collect();
             let rows = if swiglu { RowOrder::Alternating } else { RowOrder::Stacked };
             let weight = k.matrix("weight", &MatrixSource { parts, rows }).unwrap();
             let input = random.values(ROWS * width);
+            let bias = tensor_from_f32(k, Scalar::F32, &random.values(2 * n));
+            let bias = (i % 2 == 0).then_some(&bias);
             compare(
                 &format!("{} {epilogue:?}", dtype.name()),
                 &mut wrong,
                 (&input, width),
                 n,
+                |k| (k.activation(), if epilogue == Epilogue::Add { Scalar::F32 } else { k.activation() }),
                 |k, rec, x, out, rows| {
                     let out_row = rows.start;
-                    let product = Product { x, weight: &weight, out, rows, out_row, epilogue, phase: Phase::Prefill };
+                    let product =
+                        Product { x, weight: &weight, out, rows, out_row, epilogue, phase: Phase::Prefill, bias };
                     k.product(rec, product).unwrap();
                 },
             );
@@ -97,11 +123,12 @@ fn products_in_every_tile() {
         let input = random.values(most * width);
         let run = |k: &Wgsl, rows: usize| {
             let weight = k.matrix("weight", &source).unwrap();
-            let x = tensor_from_f32(k, Scalar::F32, &input[..rows * width]);
+            let x = tensor_from_f32(k, k.activation(), &input[..rows * width]);
             let out = k.tensor("out", Scalar::F32, rows * n).unwrap();
             let mut rec = k.begin();
             let (epilogue, phase) = (Epilogue::Store, Phase::Prefill);
-            let product = Product { x: &x, weight: &weight, out: &out, rows: 0..rows, out_row: 0, epilogue, phase };
+            let product =
+                Product { x: &x, weight: &weight, out: &out, rows: 0..rows, out_row: 0, bias: None, epilogue, phase };
             k.product(&mut rec, product).unwrap();
             k.submit(rec, &wait()).unwrap();
             read_bytes(k, &out, 0..rows * n)
@@ -126,22 +153,24 @@ fn matrices_in_parts() {
                 parts: formats.map(|dtype| random_weight(random, dtype, 131, width)).to_vec(),
                 rows: order,
             };
-            let x = tensor_from_f32(k, Scalar::F32, &random.values(rows * width));
+            let x = tensor_from_f32(k, k.activation(), &random.values(rows * width));
             let ids = tensor_from_u32(k, &(0..262).collect::<Vec<_>>());
             let epilogue = if order == RowOrder::Alternating { Epilogue::SwiGlu } else { Epilogue::Store };
             let n = if order == RowOrder::Alternating { 131 } else { 262 };
             let run = |max_bytes: u64| {
                 let weight = k.matrix_in_parts("weight", &source, max_bytes).unwrap();
-                let out = k.tensor("out", Scalar::F32, (rows + 1) * n).unwrap();
+                let scalar = if epilogue.gated() { k.activation() } else { Scalar::F32 };
+                let out = k.tensor("out", scalar, round_up((rows + 1) * n, 2)).unwrap();
                 let table = k.tensor("table", Scalar::F32, 262 * width).unwrap();
                 let mut rec = k.begin();
                 for (rows, out_row, phase) in [(0..rows, 0, Phase::Prefill), (3..4, rows, Phase::Decode)] {
-                    let product = Product { x: &x, weight: &weight, out: &out, rows, out_row, epilogue, phase };
+                    let product =
+                        Product { x: &x, weight: &weight, out: &out, rows, out_row, epilogue, phase, bias: None };
                     k.product(&mut rec, product).unwrap();
                 }
-                k.embed(&mut rec, Embed { ids: &ids, table: &weight, out: &table, rows: 262 }).unwrap();
+                k.embed(&mut rec, Embed { ids: &ids, table: &weight, out: &table, rows: 262, scale: 1.0 }).unwrap();
                 k.submit(rec, &wait()).unwrap();
-                (read_bytes(k, &out, 0..(rows + 1) * n), read_bytes(k, &table, 0..262 * width))
+                (read_bytes(k, &out, 0..round_up((rows + 1) * n, 2)), read_bytes(k, &table, 0..262 * width))
             };
             let whole = run(u64::MAX);
             // A few rows to a part, an odd number of them, and whole column tiles.
@@ -159,25 +188,30 @@ fn norms_and_lookups() {
     for width in [36, 64, 576, 1024] {
         let weight = tensor_from_f32(k, Scalar::F32, &random.values(width));
         let input = random.values(ROWS * width);
-        compare(&format!("norm {width}"), &mut wrong, (&input, width), width, |k, rec, x, out, rows| {
-            k.norm(rec, Norm { x, weight: &weight, out, rows, width, eps: 1e-5 }).unwrap();
-        });
+        for (kind, bias, add) in [(NormKind::Rms, None, false), (NormKind::Layer, Some(&weight), true)] {
+            let types = |k: &Wgsl| (Scalar::F32, if add { Scalar::F32 } else { k.activation() });
+            let what = format!("norm {kind:?} {width}");
+            compare(&what, &mut wrong, (&input, width), width, types, |k, rec, x, out, rows| {
+                k.norm(rec, Norm { x, weight: &weight, out, rows, width, eps: 1e-5, bias, kind, add }).unwrap();
+            });
+        }
     }
     for dtype in Dtype::ALL {
-        let source = MatrixSource { parts: vec![random_weight(random, dtype, 300, 96)], rows: RowOrder::Stacked };
+        let width = round_up(96, dtype.block_len());
+        let source = MatrixSource { parts: vec![random_weight(random, dtype, 300, width)], rows: RowOrder::Stacked };
         let table = k.matrix("table", &source).unwrap();
         let ids = (0..ROWS).map(|_| random.below(300) as u32).collect::<Vec<_>>();
         let run = |rows: Range<usize>| {
             let ids = tensor_from_u32(k, &ids[rows.clone()]);
-            let out = k.tensor("out", Scalar::F32, rows.len() * 96).unwrap();
+            let out = k.tensor("out", Scalar::F32, rows.len() * width).unwrap();
             let mut rec = k.begin();
-            k.embed(&mut rec, Embed { ids: &ids, table: &table, out: &out, rows: rows.len() }).unwrap();
+            k.embed(&mut rec, Embed { ids: &ids, table: &table, out: &out, rows: rows.len(), scale: 1.0 }).unwrap();
             k.submit(rec, &wait()).unwrap();
-            read_bytes(k, &out, 0..rows.len() * 96)
+            read_bytes(k, &out, 0..rows.len() * width)
         };
         let all = run(0..ROWS);
         for rows in STRETCHES {
-            if run(rows.clone()) != all[rows.start * 384..rows.end * 384] {
+            if run(rows.clone()) != all[4 * rows.start * width..4 * rows.end * width] {
                 wrong.push(format!("embed {}: rows {rows:?}", dtype.name()));
             }
         }
@@ -192,13 +226,20 @@ const SHAPES: [(usize, usize, usize); 6] = [(9, 3, 64), (4, 4, 80), (4, 1, 128),
 /// its own place of `qkv` over a cache that holds stale rows after it.
 #[test]
 fn attention_and_rope() {
-    let (k, random, mut wrong) = (shared(), &mut Random::new(24), Vec::new());
-    for (i, (heads, kv_heads, head_dim)) in SHAPES.into_iter().enumerate() {
+    let (random, mut wrong) = (&mut Random::new(24), Vec::new());
+    let kernels = [(shared(), &[0, 1, 15, 300][..]), (other_activations(), &[15][..])];
+    for ((k, pasts), (i, (heads, kv_heads, head_dim))) in
+        SHAPES.into_iter().enumerate().flat_map(|case| kernels.map(|k| (k, case)))
+    {
         let dims = HeadDims { heads, kv_heads, head_dim };
-        let scalar = [Scalar::F16, Scalar::F32][i % 2];
         let pairs = [RopePairs::Adjacent, RopePairs::Halves][i / 2 % 2];
-        for past in [0, 1, 15, 300] {
-            let case = Case { k, dims, scalar, pairs, past };
+        for &past in pasts {
+            let scalar = [Scalar::F16, Scalar::F32][(i + past) % 2];
+            // A window within a tile, across tiles, and none; with soft-cap and bias, and a norm of heads, of which a part turns.
+            let window = [None, Some(20), Some(100)][(i + past) % 3];
+            let rules = ScoreRules { window, soft_cap: (i % 3 == 1).then_some(20.0) };
+            let special = i % 2 == 1;
+            let case = Case { k, dims, scalar, pairs, past, rules, special };
             let qkv = random.values(ROWS * dims.qkv_width());
             let held = random.values(past * dims.kv_width());
             let angles = random.values((past + ROWS) * head_dim);
@@ -224,6 +265,9 @@ struct Case {
     scalar: Scalar,
     pairs: RopePairs,
     past: usize,
+    rules: ScoreRules,
+    /// Bias of scores, norm of heads, partial rotation.
+    special: bool,
 }
 
 impl Case {
@@ -248,15 +292,18 @@ impl Case {
             tensor
         };
         let (keys, values) = (cache(), cache());
+        let weight = tensor_from_f32(k, Scalar::F32, &angles[..dims.head_dim]);
         let angles = tensor_from_f32(k, Scalar::F32, angles);
+        let bias: Vec<f32> = (0..dims.heads * tokens).map(|i| (i % tokens) as f32 / 16.0).collect();
+        let bias = tensor_from_f32(k, Scalar::F32, &bias);
         let mut outputs = Vec::new();
         for piece in pieces {
             let rows = at..at + piece.len();
             let width = dims.qkv_width();
             let mut placed = vec![f32::NAN; round_up(rows.end + 1, k.row_tile()) * width];
             placed[rows.start * width..rows.end * width].copy_from_slice(&qkv[piece.start * width..piece.end * width]);
-            let qkv = tensor_from_f32(k, Scalar::F32, &placed);
-            let out = k.tensor("out", Scalar::F32, (rows.end + 1) * dims.q_width()).unwrap();
+            let qkv = tensor_from_f32(k, k.activation(), &placed);
+            let out = k.tensor("out", k.activation(), (rows.end + 1) * dims.q_width()).unwrap();
             let (position, scale) = (self.past + piece.start, 0.125);
             let mut rec = k.begin();
             let (qkv, out) = (&qkv, &out);
@@ -269,9 +316,23 @@ impl Case {
                 position,
                 dims,
                 pairs: self.pairs,
+                rotary: if self.special { dims.head_dim / 8 * 4 } else { dims.head_dim },
+                norm: self.special.then_some(HeadNorm { q: &weight, k: &weight, eps: 1e-3 }),
             };
             k.rope_cache(&mut rec, rope).unwrap();
-            let attention = Attention { qkv, k: &keys, v: &values, out, rows: rows.clone(), position, dims, scale };
+            let attention = Attention {
+                qkv,
+                k: &keys,
+                v: &values,
+                out,
+                rows: rows.clone(),
+                position,
+                dense_keys: 0,
+                dims,
+                scale,
+                rules: self.rules,
+                bias: self.special.then_some(&bias),
+            };
             k.attention(&mut rec, attention).unwrap();
             k.submit(rec, &wait()).unwrap();
             outputs.extend(read_bytes(k, out, rows.start * dims.q_width()..rows.end * dims.q_width()));
@@ -289,10 +350,11 @@ fn another_order_of_summation_is_noticed() {
     let source = MatrixSource { parts: vec![random_weight(random, Dtype::F32, n, width)], rows: RowOrder::Stacked };
     let weight = k.matrix("weight", &source).unwrap();
     let input = random.values(ROWS * width);
-    compare("mixed", &mut wrong, (&input, width), n, |k, rec, x, out, rows| {
+    let types = (k.activation(), Scalar::F32);
+    compare_on(k, "mixed", &mut wrong, (&input, width), n, types, &STRETCHES, |k, rec, x, out, rows| {
         let (out_row, epilogue) = (rows.start, Epilogue::Store);
         let phase = if rows.len() == 1 { Phase::Decode } else { Phase::Prefill };
-        k.product(rec, Product { x, weight: &weight, out, rows, out_row, epilogue, phase }).unwrap();
+        k.product(rec, Product { x, weight: &weight, out, rows, out_row, epilogue, phase, bias: None }).unwrap();
     });
     assert_eq!(wrong.len(), STRETCHES.iter().filter(|rows| rows.len() == 1).count(), "{wrong:?}");
 }

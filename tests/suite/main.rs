@@ -4,17 +4,28 @@
 // `allow-unwrap-in-tests` covers functions marked `#[test]`, not what they call.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "cli")]
+mod bench;
 mod chain;
+#[cfg(feature = "cli")]
+mod chat;
 #[cfg(feature = "cli")]
 mod cli;
 mod engine;
+mod families;
 mod granules;
 mod kernels;
 mod layers;
 mod model;
+mod modes;
+mod naive;
 mod partition;
+mod plan;
 #[cfg(feature = "cli")]
 mod pull;
+mod sampler;
+mod saved;
 mod shaders;
+mod simulate;
 mod tokenizer;
 mod weights;

@@ -25,19 +25,27 @@ pub fn difference(got: &[f32], want: &[f32]) -> f64 {
 const CHAINS: [&[DeviceId]; 5] = [&[Gpu(0)], &[Cpu], &[Gpu(0); 3], &[Cpu; 2], &[Gpu(0), Cpu]];
 const CACHES: [(KvDtype, f64); 2] = [(KvDtype::F32, 1e-3), (KvDtype::F16, 2e-2)];
 
-fn i32s(bytes: &[u8]) -> Vec<i32> {
-    bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+/// What another implementation computed.
+pub struct Expected {
+    pub ids: Vec<u32>,
+    /// `[ids, vocab]`.
+    pub logits: Vec<f32>,
+    /// The arg-max continuation.
+    pub greedy: Vec<u32>,
+}
+
+impl Expected {
+    pub fn read(name: &str) -> Self {
+        let file = std::fs::read(reference(name).join("expected.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&file).unwrap();
+        let numbers = |name: &str| bytemuck::pod_collect_to_vec::<u8, u32>(file.tensor(name).unwrap().data());
+        let logits = bytemuck::pod_collect_to_vec(file.tensor("logits").unwrap().data());
+        Self { ids: numbers("input_ids"), logits, greedy: numbers("greedy") }
+    }
 }
 
 fn check_reference(family: &str) {
-    let file = std::fs::read(reference(family).join("expected.safetensors")).unwrap();
-    let expected = SafeTensors::deserialize(&file).unwrap();
-    let ids: Vec<u32> = i32s(expected.tensor("input_ids").unwrap().data()).iter().map(|&i| i as u32).collect();
-    let greedy: Vec<u32> = i32s(expected.tensor("greedy").unwrap().data()).iter().map(|&i| i as u32).collect();
-    let logits = expected.tensor("logits").unwrap();
-    let vocab = logits.shape()[1];
-    let want: Vec<f32> = logits.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-
+    let Expected { ids, logits: want, greedy } = Expected::read(family);
     for devices in CHAINS {
         for (kv, tolerance) in CACHES {
             let engine = Engine::builder(reference(family)).unwrap().devices(devices.to_vec()).kv(kv).context(256);
@@ -49,7 +57,7 @@ fn check_reference(family: &str) {
                 let options = Options { max_tokens: greedy.len(), stop_at_end: false, ..Options::default() };
                 let mut session = engine.session().unwrap();
                 let got: Vec<u32> = session.generate(&ids, &options).unwrap().map(|t| t.unwrap().id).collect();
-                assert_eq!(got, greedy, "{family} {devices:?}, vocabulary {vocab}");
+                assert_eq!(got, greedy, "{family} {devices:?}");
             }
         }
     }
@@ -68,6 +76,46 @@ fn llama_gqa_tied() {
 #[test]
 fn llama3_rope() {
     check_reference("llama3-rope");
+}
+
+#[test]
+fn mistral_window() {
+    check_reference("mistral-window");
+}
+
+#[test]
+fn qwen2() {
+    check_reference("qwen2");
+}
+
+#[test]
+fn qwen3() {
+    check_reference("qwen3");
+}
+
+#[test]
+fn gemma3() {
+    check_reference("gemma3");
+}
+
+#[test]
+fn phi3() {
+    check_reference("phi3");
+}
+
+#[test]
+fn falcon_7b_mqa() {
+    check_reference("falcon-7b-mqa");
+}
+
+#[test]
+fn falcon_40b_gqa() {
+    check_reference("falcon-40b-gqa");
+}
+
+#[test]
+fn falcon_rw_alibi() {
+    check_reference("falcon-rw-alibi");
 }
 
 /// SmolLM2's expected prompts, logits and answers.

@@ -2,7 +2,7 @@
 
 use runahead::dims::GRANULE;
 use runahead::runahead::partition::{Split, n_granules, weighted};
-use runahead::runahead::schedule::Schedule;
+use runahead::runahead::schedule::{Mode, Schedule};
 
 /// Every (past, len, adapters) that the properties are checked for.
 fn cases() -> impl Iterator<Item = (usize, usize, usize)> {
@@ -11,7 +11,7 @@ fn cases() -> impl Iterator<Item = (usize, usize, usize)> {
     pasts.into_iter().flat_map(move |p| lens.into_iter().flat_map(move |l| (1..=8).map(move |n| (p, l, n))))
 }
 
-fn assert_sound(past: usize, len: usize, lengths: &[usize]) {
+pub fn assert_sound(past: usize, len: usize, lengths: &[usize]) {
     assert_eq!(lengths.iter().sum::<usize>(), len, "past {past} len {len}: {lengths:?}");
     let mut at = past;
     for (i, &n) in lengths.iter().enumerate() {
@@ -94,6 +94,50 @@ fn schedules_hold_and_wrong_ones_are_refused() {
     let mut gap = good.clone();
     gap.pieces[1].start += 16;
     for wrong in [lost, twice, gap] {
+        assert!(wrong.validate().is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn every_mode_makes_schedules_that_hold() {
+    for (past, len, n) in cases() {
+        for mode in Mode::ALL {
+            let lengths = Split::Even.lengths(past, len, mode.n_pieces(n)).unwrap();
+            let schedule = mode.schedule(past, &lengths, 4);
+            schedule.validate().unwrap_or_else(|e| panic!("{mode} past {past} len {len} n {n}: {e}"));
+            assert_eq!(schedule.n_tokens(), len);
+            assert!(schedule.n_adapters() <= n);
+            // What is handed on is what is needed, once for each reader.
+            let sent: usize = (0..schedule.n_adapters()).flat_map(|i| schedule.sends(i)).map(|(_, to)| to.len()).sum();
+            assert_eq!(sent, schedule.needs.iter().map(Vec::len).sum::<usize>(), "{mode}");
+        }
+    }
+    assert!("ring".parse::<Mode>().is_err());
+    assert!(Mode::ALL.into_iter().all(|m| m.name().parse::<Mode>().is_ok_and(|n| n == m)));
+}
+
+#[test]
+fn modes_differ_in_what_they_read_and_compute() {
+    let even = [4, 4, 4, 4].map(|g| g * GRANULE);
+    let zigzag = Schedule::zigzag(0, &[GRANULE; 6], 2);
+    assert_eq!(zigzag.share, [vec![2, 3], vec![1, 4], vec![0, 5]]);
+    assert_eq!(zigzag.needs[2], [1, 2, 3, 4]);
+    let scores = |s: &Schedule| (0..s.n_adapters()).map(|i| s.n_scores(i)).collect::<Vec<_>>();
+    assert!(scores(&zigzag).windows(2).all(|w| w[0] == w[1]), "front and back together are equal work");
+    let n = 16 * GRANULE as u64;
+    assert_eq!(scores(&Schedule::tsp(0, &even, 2)), [n * n / 4; 4]);
+    assert_eq!(scores(&Schedule::tsp_causal(0, &even, 2)).iter().sum::<u64>(), n * (n + 1) / 2);
+    assert_eq!(Schedule::relay(0, &even, 2).sends(2), [(0, vec![3]), (1, vec![3]), (2, vec![3])]);
+    assert_eq!(Schedule::runahead(0, &even, 2).sends(0), [(0, vec![1, 2, 3])]);
+
+    let mut relay = Schedule::relay(0, &even, 2);
+    relay.needs[1].clear();
+    let mut dense = Schedule::tsp(0, &even, 2);
+    dense.needs[0].pop();
+    let mut last = Schedule::tsp_causal(0, &even, 2);
+    last.share.swap(0, 3);
+    last.needs.swap(0, 3);
+    for wrong in [relay, dense, last] {
         assert!(wrong.validate().is_err(), "{wrong:?}");
     }
 }

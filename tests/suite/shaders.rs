@@ -3,8 +3,9 @@
 
 use naga::back::{PipelineConstants, hlsl, msl};
 use naga::{Module, ShaderStage};
+use runahead::dtype::Scalar;
 use runahead::gpu::{Caps, ShaderSpec, Tier, check};
-use runahead::kernels::wgsl::all_specs;
+use runahead::kernels::wgsl::{all_specs, coop_specs};
 
 /// The sizes of known models, the smallest, and odd multiples of 4.
 const HEAD_DIMS: [usize; 14] = [4, 16, 20, 32, 36, 64, 68, 80, 96, 100, 112, 128, 192, 256];
@@ -17,6 +18,15 @@ fn small() -> Caps {
         (16384, 256, 8)
     );
     caps
+}
+
+/// The smallest device that these activations need.
+fn tier_of(spec: &ShaderSpec) -> Tier {
+    if spec.header.starts_with("enable f16;") { Tier::F16 } else { Tier::Base }
+}
+
+fn specs(head_dims: &[usize]) -> Vec<ShaderSpec> {
+    [Scalar::F32, Scalar::F16].into_iter().flat_map(|activation| all_specs(activation, head_dims)).collect()
 }
 
 fn large() -> Caps {
@@ -32,7 +42,7 @@ fn large() -> Caps {
 /// Everything that is wrong with a shader.
 fn complaints(spec: &ShaderSpec) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (device, caps) in [("small", small()), ("large", large())] {
+    for (device, caps) in [("small", Caps { tier: tier_of(spec), ..small() }), ("large", large())] {
         match check(spec, &caps) {
             Err(error) => wrong.push(format!("{device} device: {error}")),
             Ok(shader) if device == "small" => {
@@ -80,7 +90,7 @@ fn to_msl(spec: &ShaderSpec, module: &Module) -> Result<String, String> {
 
 fn to_hlsl(spec: &ShaderSpec, module: &Module) -> Result<String, String> {
     with_overrides(spec, module, |module, info| {
-        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
         let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, spec.entry.to_owned())) };
         let mut text = String::new();
         hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None).map_err(|e| format!("{e:?}"))?;
@@ -90,31 +100,49 @@ fn to_hlsl(spec: &ShaderSpec, module: &Module) -> Result<String, String> {
 
 #[test]
 fn every_kernel_and_variant_is_accepted_everywhere() {
-    let specs = all_specs(&HEAD_DIMS);
+    let specs = specs(&HEAD_DIMS);
     let wrong = specs.iter().flat_map(complaints).collect::<Vec<_>>();
     assert!(wrong.is_empty(), "{} of {} shaders:\n{}", wrong.len(), specs.len(), wrong.join("\n"));
 }
 
+/// What an NVIDIA GPU offers to Vulkan.
+#[test]
+fn matrix_unit_kernels_are_accepted() {
+    let caps = Caps {
+        tier: Tier::Coop,
+        workgroup_memory_bytes: 48 << 10,
+        max_workgroup_invocations: 1024,
+        max_workgroup_size: [1024, 1024, 64],
+        ..Caps::least()
+    };
+    let wrong = coop_specs().iter().filter_map(|spec| check(spec, &caps).err()).collect::<Vec<_>>();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let refused = coop_specs().iter().filter(|spec| check(spec, &caps.at_tier(Tier::Subgroup)).is_err()).count();
+    assert_eq!(refused, coop_specs().len());
+}
+
 #[test]
 fn names_tell_variants_apart() {
-    let specs = all_specs(&HEAD_DIMS);
+    // A few kernels have no activations: they are the same spec under the same name.
+    let specs = specs(&HEAD_DIMS);
+    let keys = specs.iter().map(ShaderSpec::key).collect::<std::collections::HashSet<_>>();
     let mut names = specs.iter().map(|spec| &spec.name).collect::<Vec<_>>();
     names.sort();
     names.dedup();
-    assert_eq!(names.len(), specs.len());
+    assert_eq!(names.len(), keys.len());
 }
 
 /// Bounds checks are left out only where no index comes from data.
 #[test]
 fn kernels_that_read_indices_stay_checked() {
-    for spec in all_specs(&[64]) {
+    for spec in specs(&[64]) {
         assert_eq!(spec.checked, spec.op.contains("var<storage, read> ids"), "{}", spec.name);
     }
 }
 
 #[test]
 fn a_broken_shader_and_one_that_is_too_large_are_reported() {
-    let specs = all_specs(&[64]);
+    let specs = specs(&[64]);
     let norm = specs.iter().find(|spec| spec.entry == "norm").unwrap();
     assert!(complaints(norm).is_empty());
     let broken = ShaderSpec { header: "fn stray() -> u32 { return 1.0; }\n".to_owned(), ..norm.clone() };

@@ -9,6 +9,8 @@ use tempfile::TempDir;
 
 use crate::weights::{GgufBuilder, smollm2, tiny};
 
+mod families;
+
 fn expected() -> Vec<Value> {
     let text = include_str!("../data/reference/smollm2/expected.json");
     serde_json::from_str(text).unwrap()
@@ -171,7 +173,7 @@ fn byte_level_settings_are_those_of_the_file() {
     assert_eq!(encode(&byte_level("llama-bpe"), "abc"), [258, 257]);
     assert_eq!(encode(&byte_level("llama-bpe").flag("tokenizer.ggml.add_bos_token", false), "abc"), [257]);
     let every_byte: String = ('\0'..='\u{7ff}').collect();
-    for pre in ["default", "gpt-2", "smollm", "falcon", "llama-bpe", "tekken", "qwen2"] {
+    for pre in ["default", "gpt-2", "smollm", "falcon", "llama-bpe", "smaug-bpe", "tekken", "stablelm2"] {
         let tokenizer = tokenizer(&byte_level(pre)).unwrap();
         let ids = tokenizer.encode(&every_byte, false).unwrap();
         assert_eq!(tokenizer.decode(&ids).unwrap(), every_byte, "{pre}");

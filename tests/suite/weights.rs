@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use runahead::config::{ModelConfig, Rope, RopePairs, RopeScaling};
+use runahead::config::{LayerKind, Mlp, ModelConfig, NormKind, Residual, Rope, RopePairs, RopeScaling};
 use runahead::dtype::Dtype;
 use runahead::weights::{LayerRole, ModelFiles, Role};
 use runahead::{Error, Result};
@@ -175,7 +175,15 @@ fn ggml(dtype: Dtype) -> u32 {
         Dtype::F16 => 1,
         Dtype::Q4_0 => 2,
         Dtype::Q4_1 => 3,
+        Dtype::Q5_0 => 6,
+        Dtype::Q5_1 => 7,
         Dtype::Q8_0 => 8,
+        Dtype::Q2K => 10,
+        Dtype::Q3K => 11,
+        Dtype::Q4K => 12,
+        Dtype::Q5K => 13,
+        Dtype::Q6K => 14,
+        Dtype::Iq4Nl => 20,
         Dtype::Bf16 => 30,
         other => panic!("{other:?}"),
     }
@@ -219,10 +227,39 @@ pub fn tiny() -> GgufBuilder {
     file
 }
 
-fn tiny_config() -> ModelConfig {
+/// A Llama without a special feature.
+fn llama(n_layers: usize, rope: Rope) -> ModelConfig {
     ModelConfig {
         architecture: "llama".into(),
-        n_layers: 1,
+        n_layers,
+        hidden: 64,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 16,
+        ffn: 160,
+        vocab: 384,
+        max_context: 512,
+        norm_eps: 1e-6,
+        norm: NormKind::Rms,
+        norm_plus_one: false,
+        residual: Residual::Sequential,
+        post_norms: false,
+        head_norm: false,
+        mlp: Mlp::SwiGlu,
+        embedding_scale: 1.0,
+        attention_scale: 0.25,
+        attention_soft_cap: None,
+        logit_soft_cap: None,
+        alibi: None,
+        ropes: vec![rope],
+        layers: vec![LayerKind { rope: Some(0), window: None }; n_layers],
+        tied_head: true,
+    }
+}
+
+fn tiny_config() -> ModelConfig {
+    let rope = Rope { base: 10_000.0, rotary: 16, pairs: RopePairs::Adjacent, scaling: RopeScaling::None };
+    ModelConfig {
         hidden: 32,
         n_heads: 2,
         n_kv_heads: 1,
@@ -231,8 +268,7 @@ fn tiny_config() -> ModelConfig {
         vocab: 6,
         max_context: 64,
         norm_eps: 1e-5,
-        rope: Rope { base: 10_000.0, pairs: RopePairs::Adjacent, scaling: RopeScaling::None },
-        tied_head: true,
+        ..llama(1, rope)
     }
 }
 
@@ -289,7 +325,7 @@ fn a_missing_or_ill_shaped_tensor_is_named() {
 
 #[test]
 fn a_tensor_of_an_unknown_format_is_refused_when_it_is_asked_for() {
-    for (kind, format) in [(12, "Q4_K"), (14, "Q6_K"), (4711, "ggml type 4711")] {
+    for (kind, format) in [(9, "Q8_1"), (23, "IQ4_XS"), (4711, "ggml type 4711")] {
         let files = tiny().change("blk.0.attn_q.weight", |t| t.kind = kind).open().unwrap();
         let role = Role::Layer(0, LayerRole::Q);
         assert!(files.weights.has(role));
@@ -402,8 +438,8 @@ fn hostile_gguf_files_are_refused_by_kind() {
 #[test]
 fn gguf_configurations_are_taken_or_refused_by_name() {
     let config = |file: GgufBuilder| file.open().map(|files| files.config);
-    let rope = |file: GgufBuilder| config(file).unwrap().rope.scaling;
-    assert_eq!(config(tiny().f32("llama.rope.freq_base", 5e5)).unwrap().rope.base, 5e5);
+    let rope = |file: GgufBuilder| config(file).unwrap().ropes.remove(0).scaling;
+    assert_eq!(config(tiny().f32("llama.rope.freq_base", 5e5)).unwrap().ropes[0].base, 5e5);
     assert_eq!(config(tiny().remove("llama.attention.head_count_kv")).map(|c| c.n_kv_heads).unwrap(), 2);
     assert_eq!(config(tiny().u32("llama.attention.key_length", 8)).map(|c| c.head_dim).unwrap(), 8);
     let head = tiny().tensor("output.weight", &[32, 6], 1, noise(0, 384));
@@ -416,17 +452,17 @@ fn gguf_configurations_are_taken_or_refused_by_name() {
     let with_factors =
         |n: usize| tiny().tensor("rope_freqs.weight", &[n as u64], 0, bytemuck::cast_slice(&factors[..n]).to_vec());
     assert_eq!(rope(with_factors(8)), RopeScaling::Factors(factors.into()));
-    let bias = tiny().tensor("blk.0.attn_q.bias", &[32], 0, noise(0, 128));
+    let window = config(tiny().u32("llama.attention.sliding_window", 16)).unwrap();
+    assert_eq!(window.layers, [LayerKind { rope: Some(0), window: Some(16) }]);
     expect(vec![
-        ("architecture", tiny().text("general.architecture", "falcon").open(), "unsupported architecture: falcon"),
+        ("architecture", tiny().text("general.architecture", "mamba").open(), "unsupported architecture: mamba"),
         ("no architecture", tiny().remove("general.architecture").open(), "config: `general.architecture` is missing"),
         ("experts", tiny().u32("llama.expert_count", 8).open(), "unsupported architecture: llama with experts"),
         ("yarn", linear("yarn").open(), "unsupported rope kind: yarn"),
-        ("partial rotation", tiny().u32("llama.rope.dimension_count", 8).open(), "unsupported rope kind"),
+        ("rotation of 6 elements", tiny().u32("llama.rope.dimension_count", 6).open(), "config: rope"),
+        ("rotation past a head", tiny().u32("llama.rope.dimension_count", 20).open(), "config: rope"),
         ("few factors", with_factors(7).open(), "config: rope"),
-        ("window", tiny().u32("llama.attention.sliding_window", 16).open(), "unsupported attention"),
         ("value width", tiny().u32("llama.attention.value_length", 8).open(), "unsupported attention"),
-        ("bias", bias.open(), "unsupported bias: blk.0.attn_q.bias"),
         ("heads per layer", tiny().integers("llama.attention.head_count", &[2]).open(), "unsupported per-layer value"),
         ("no layers", tiny().u32("llama.block_count", 0).open(), "config: layers 0"),
         ("no heads", tiny().u32("llama.attention.head_count", 0).open(), "config: "),
@@ -473,9 +509,8 @@ fn truncated_and_flipped_gguf_files_do_not_panic() {
 #[test]
 fn smollm2_is_read_whole() {
     let files = ModelFiles::open(&smollm2()).unwrap();
+    let rope = Rope { base: 1e5, rotary: 64, pairs: RopePairs::Adjacent, scaling: RopeScaling::None };
     let config = ModelConfig {
-        architecture: "llama".into(),
-        n_layers: 30,
         hidden: 576,
         n_heads: 9,
         n_kv_heads: 3,
@@ -484,8 +519,8 @@ fn smollm2_is_read_whole() {
         vocab: 49152,
         max_context: 8192,
         norm_eps: 1e-5,
-        rope: Rope { base: 1e5, pairs: RopePairs::Adjacent, scaling: RopeScaling::None },
-        tied_head: true,
+        attention_scale: 0.125,
+        ..llama(30, rope)
     };
     assert_eq!(files.config, config);
     assert_eq!((files.eos, files.file_bytes), (vec![2], 98_362_432));
@@ -504,20 +539,8 @@ fn the_reference_models_are_read() {
         ("llama3-rope", 2, false, 5e5, llama3),
     ] {
         let files = ModelFiles::open(&reference(name)).unwrap();
-        let config = ModelConfig {
-            architecture: "llama".into(),
-            n_layers: 2,
-            hidden: 64,
-            n_heads: 4,
-            n_kv_heads,
-            head_dim: 16,
-            ffn: 160,
-            vocab: 384,
-            max_context: 512,
-            norm_eps: 1e-6,
-            rope: Rope { base, pairs: RopePairs::Halves, scaling },
-            tied_head,
-        };
+        let rope = Rope { base, rotary: 16, pairs: RopePairs::Halves, scaling };
+        let config = ModelConfig { n_kv_heads, tied_head, ..llama(2, rope) };
         assert_eq!(files.config, config, "{name}");
         assert_eq!((files.eos, files.tokenizer.is_none()), (vec![2], true));
         assert_eq!(files.weights.has(Role::OutputHead), !tied_head);
@@ -562,9 +585,12 @@ impl Folder {
 #[test]
 fn hugging_face_configurations_are_taken_or_refused_by_name() {
     let config = |changes: Value| Folder::new(changes).open().unwrap().config;
-    let rope = |changes: Value| config(changes).rope;
+    let rope = |changes: Value| config(changes).ropes.remove(0);
     let old = json!({"rope_parameters": null, "rope_theta": 25000, "rope_scaling": {"type": "linear", "factor": 2}});
-    assert_eq!(rope(old), Rope { base: 25e3, pairs: RopePairs::Halves, scaling: RopeScaling::Linear { factor: 2.0 } });
+    assert_eq!(
+        rope(old),
+        Rope { base: 25e3, rotary: 16, pairs: RopePairs::Halves, scaling: RopeScaling::Linear { factor: 2.0 } }
+    );
     let llama3 = json!({"rope_parameters": null, "rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
         "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
     assert!(matches!(rope(llama3).scaling, RopeScaling::Llama3 { original_context: 8192, .. }));
@@ -573,13 +599,14 @@ fn hugging_face_configurations_are_taken_or_refused_by_name() {
     assert_eq!(config(json!({"num_key_value_heads": null})).n_kv_heads, 4);
     assert!(!config(json!({"tie_word_embeddings": null})).tied_head);
     assert_eq!(config(json!({"architectures": null})).architecture, "llama");
+    assert_eq!(rope(json!({"rope_parameters": {"partial_rotary_factor": 0.5}})).rotary, 8);
     let refused = |changes: Value| Folder::new(changes).open();
     let yarn = json!({"rope_type": "yarn", "factor": 2.0});
     expect(vec![
         (
-            "mistral",
-            refused(json!({"architectures": ["MistralForCausalLM"]})),
-            "unsupported architecture: MistralForCausalLM",
+            "mamba",
+            refused(json!({"architectures": ["MambaForCausalLM"]})),
+            "unsupported architecture: MambaForCausalLM",
         ),
         (
             "foreign keys",
@@ -589,10 +616,14 @@ fn hugging_face_configurations_are_taken_or_refused_by_name() {
         ("nameless", refused(json!({"architectures": null, "model_type": null})), "config: `architectures` is missing"),
         ("yarn", refused(json!({"rope_parameters": yarn})), "unsupported rope kind: yarn"),
         ("old yarn", refused(json!({"rope_parameters": null, "rope_scaling": yarn})), "unsupported rope kind: yarn"),
-        ("partial", refused(json!({"rope_parameters": {"partial_rotary_factor": 0.5}})), "unsupported rope kind"),
+        ("rotation of 6 elements", refused(json!({"rope_parameters": {"partial_rotary_factor": 0.4}})), "config: rope"),
+        (
+            "layer kind",
+            refused(json!({"sliding_window": 8, "layer_types": ["chunked_attention"]})),
+            "unsupported attention: chunked_attention",
+        ),
+        ("no window", refused(json!({"sliding_window": 0})), "config: 2 layers"),
         ("no factor", refused(json!({"rope_parameters": {"rope_type": "linear"}})), "config: `factor` is missing"),
-        ("attention bias", refused(json!({"attention_bias": true})), "unsupported bias: attention_bias"),
-        ("MLP bias", refused(json!({"mlp_bias": true})), "unsupported bias: mlp_bias"),
         ("activation", refused(json!({"hidden_act": "gelu"})), "unsupported activation: gelu"),
         (
             "quantised",
@@ -714,4 +745,24 @@ fn truncated_and_flipped_safetensors_do_not_panic() {
     let huge = [(1_u64 << 62).to_le_bytes().as_slice(), &bytes[8..]].concat();
     std::fs::write(&path, huge).unwrap();
     assert!(matches!(folder.open(), Err(Error::BadFile { .. })));
+}
+
+#[test]
+fn random_weights_have_the_scale_that_keeps_activations_finite() {
+    let mut config = runahead::config::shapes::shape("tiny").unwrap();
+    // Rows of whole blocks in every format.
+    (config.hidden, config.n_heads, config.ffn) = (256, 16, 768);
+    for dtype in Dtype::ALL {
+        let files = ModelFiles::synthetic(config.clone(), dtype, 1).unwrap();
+        for role in [LayerRole::Q, LayerRole::Down] {
+            let tensor = files.weights.get(Role::Layer(0, role)).unwrap();
+            let all = super::kernels::reference::decode_weight(&tensor);
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            let deviation = (all.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / all.len() as f64).sqrt();
+            // One scale for all tensors: that of the widest rows.
+            let relative = deviation * (config.ffn as f64).sqrt();
+            assert!((0.45..1.1).contains(&relative), "{dtype:?} {role:?}: {relative}");
+            assert!(mean.abs() < 0.15 * deviation, "{dtype:?} {role:?}: {mean}");
+        }
+    }
 }

@@ -1,12 +1,18 @@
 //! The arguments of `bench`.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use runahead::Result;
 use runahead::config::{ModelConfig, shapes};
 use runahead::dtype::Dtype;
-use runahead::engine::DeviceId;
+use runahead::engine::{DeviceId, Mode};
+use runahead::runahead::partition::Split;
 
-use crate::cli::args::{KvArgs, ModelArgs, Prefill, SplitArgs};
+use crate::cli::args::{KvArgs, ModelArgs};
+use crate::cli::experiment::ExperimentArgs;
+use crate::cli::planning::Cut;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -16,9 +22,9 @@ pub struct BenchArgs {
     /// Random weights in the sizes of a well-known model instead of a file: llama-2-7b, llama-3-8b, smollm2-135m …
     #[arg(long, value_name = "SHAPE", value_parser = Shape::parse, conflicts_with = "model")]
     pub synthetic: Option<Shape>,
-    /// Format of the random weights
-    #[arg(long, value_name = "TYPE", value_enum, ignore_case = true, requires = "synthetic", default_value_t = WeightType::F16)]
-    pub weights: WeightType,
+    /// Format of the random weights; f16 unless said here
+    #[arg(long, value_name = "TYPE", ignore_case = true, value_parser = weight_types())]
+    pub weights: Option<Dtype>,
     /// Lengths of the prompts to prefill, in tokens
     #[arg(short, value_name = "LIST", value_delimiter = ',', value_parser = parse_prompt, default_value = "512")]
     pub prompts: Vec<usize>,
@@ -37,24 +43,47 @@ pub struct BenchArgs {
     /// Adapters in the order of the chain, as in `generate`; the last one decodes
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub devices: Vec<DeviceId>,
-    /// Ways to prefill, compared side by side: single is each adapter alone.
-    /// With several adapters single,runahead unless said here, else single
-    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
-    pub prefill: Vec<Prefill>,
-    #[command(flatten)]
-    pub split: SplitArgs,
+    /// Ways to prefill, compared side by side: single (each adapter alone), runahead, relay, tsp, tsp-causal, zigzag.
+    /// With several adapters single,runahead unless said here, else single.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub prefill: Vec<Mode>,
+    /// The steps from one adapter to a balanced chain: each adapter alone; even pieces with a collective (tsp-causal);
+    /// even pieces handed on (what the transport gives); the pieces of --split, searched unless said here, handed on
+    /// (what balance gives)
+    #[arg(long, conflicts_with_all = ["prefill", "no_prefill"])]
+    pub matrix: bool,
+    /// How chains are cut: even, searched (on measured prefills, in this run), predicted (from the table of `calibrate`),
+    /// or N0,N1,… in multiples of 16. Collectives have even pieces
+    #[arg(long, value_name = "SPLIT", value_parser = Cut::parse)]
+    pub split: Option<Cut>,
     #[command(flatten)]
     pub kv: KvArgs,
+    /// Draw the time to the first token over the prompt length, a line for each way to prefill
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "no_prefill")]
+    pub plot: Option<PathBuf>,
     /// Form of the results
     #[arg(short, long, value_enum, value_name = "FORM", default_value_t = Output::Md)]
     pub output: Output,
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
 }
 
 impl BenchArgs {
+    /// How chains are cut.
+    pub fn cut(&self) -> Cut {
+        let default = if self.matrix { Cut::Searched } else { Cut::Fixed(Split::Even) };
+        self.split.clone().unwrap_or(default)
+    }
+
+    /// Format of the random weights.
+    pub fn dtype(&self) -> Dtype {
+        self.weights.unwrap_or(Dtype::F16)
+    }
+
     /// What the model is called in the results.
     pub fn model_name(&self) -> String {
         match (&self.synthetic, &self.model.model) {
-            (Some(shape), _) => format!("{} {} (synthetic)", shape.0, Dtype::from(self.weights).name()),
+            (Some(shape), _) => format!("{} {} (synthetic)", shape.0, self.dtype().name()),
             (None, Some(path)) => path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             (None, None) => "smollm2".to_owned(),
         }
@@ -66,7 +95,8 @@ impl BenchArgs {
 pub struct Shape(String);
 
 impl Shape {
-    fn parse(name: &str) -> Result<Self, String> {
+    /// Reads a name.
+    pub fn parse(name: &str) -> Result<Self, String> {
         shapes::shape(name).map(|_| Self(name.to_owned())).map_err(|error| error.to_string())
     }
 
@@ -76,32 +106,10 @@ impl Shape {
     }
 }
 
-/// See [`Dtype`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum WeightType {
-    F32,
-    F16,
-    Bf16,
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "q4_1")]
-    Q4_1,
-}
-
-impl From<WeightType> for Dtype {
-    fn from(weights: WeightType) -> Self {
-        match weights {
-            WeightType::F32 => Dtype::F32,
-            WeightType::F16 => Dtype::F16,
-            WeightType::Bf16 => Dtype::Bf16,
-            WeightType::Q8_0 => Dtype::Q8_0,
-            WeightType::Q4_0 => Dtype::Q4_0,
-            WeightType::Q4_1 => Dtype::Q4_1,
-        }
-    }
+/// Formats by their usual names.
+pub fn weight_types() -> impl TypedValueParser<Value = Dtype> {
+    let find = |name: String| Dtype::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(&name));
+    PossibleValuesParser::new(Dtype::ALL.map(Dtype::name)).try_map(move |name| find(name).ok_or("no such format"))
 }
 
 /// Forms of the results.

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use runahead::cancel::Cancel;
 use runahead::engine::{Engine, Mode, Options, PrefillReport, Session};
-use runahead::runahead::partition::Split;
+use runahead::runahead::partition::{Split, n_granules};
+use runahead::runahead::search::{Problem, search};
 
 use super::BenchArgs;
 use super::cases::Case;
@@ -39,15 +40,22 @@ impl Measured {
 ///
 /// # Errors
 /// The engine's, a cancel.
-pub fn case(engine: &Engine, case: &Case, args: &BenchArgs, cancel: &Cancel) -> Result<Measured, Failure> {
+pub fn case(
+    engine: &Engine,
+    case: &Case,
+    split: &Split,
+    args: &BenchArgs,
+    cancel: &Cancel,
+) -> Result<Measured, Failure> {
     let mut session = engine.session()?;
     let mut run = |i: u32| {
         cancel.check()?;
         session.clear();
         match *case {
-            Case::Prefill { mode, prompt, depth } => {
-                let split = if mode == Mode::Single { Split::Even } else { args.split.split.clone() };
-                prefill(&mut session, engine, mode, split, prompt, depth, u64::from(i)).map(Run::Prefill)
+            Case::Prefill { mode, prompt, depth, .. } => {
+                prefill(&mut session, engine, mode, split, prompt, depth, u64::from(i))
+                    .map(Run::Prefill)
+                    .map_err(Failure::from)
             }
             Case::Decode { tokens, depth } => {
                 decode(&mut session, engine, tokens, depth, u64::from(i)).map(Run::Decode)
@@ -65,6 +73,34 @@ pub fn case(engine: &Engine, case: &Case, args: &BenchArgs, cancel: &Cancel) -> 
     Ok(if reports.is_empty() { Measured::Decode(rates) } else { Measured::Prefill(reports) })
 }
 
+/// The cut that a search on measured prefills finds, beginning with `guess`.
+///
+/// # Errors
+/// The engine's, a cancel.
+pub fn searched(
+    engine: &Engine,
+    mode: Mode,
+    (prompt, depth): (usize, usize),
+    guess: Vec<usize>,
+    cancel: &Cancel,
+) -> Result<Split, Failure> {
+    let mut session = engine.session()?;
+    // Steps of a 64th: finer ones drown in the noise of a measurement.
+    let finest = (n_granules(depth, prompt) / 64).max(1);
+    let n_pieces = mode.n_pieces(engine.adapters().count());
+    let problem = Problem { past: depth, len: prompt, n_pieces, guesses: vec![guess], finest };
+    let mut ttft = |lengths: &[usize]| {
+        session.clear();
+        let split = Split::Given(lengths.to_vec());
+        Ok(prefill(&mut session, engine, mode, &split, prompt, depth, 0)?.ttft_ms / 1e3)
+    };
+    // The first run compiles shaders and fills caches.
+    ttft(&Split::Even.lengths(depth, prompt, n_pieces)?)?;
+    let found = search(&problem, cancel, &mut ttft, &mut |_| {})?;
+    cancel.check()?;
+    Ok(Split::Given(found.lengths))
+}
+
 enum Run {
     Prefill(PrefillReport),
     Decode(f64),
@@ -74,16 +110,16 @@ fn prefill(
     session: &mut Session,
     engine: &Engine,
     mode: Mode,
-    split: Split,
+    split: &Split,
     prompt: usize,
     depth: usize,
     seed: u64,
-) -> Result<PrefillReport, Failure> {
+) -> runahead::Result<PrefillReport> {
     if depth > 0 {
         let before = Options { max_tokens: 1, mode, ..Options::default() };
         session.generate(&ids(engine, depth, !seed), &before)?;
     }
-    let options = Options { max_tokens: 1, mode, split, ..Options::default() };
+    let options = Options { max_tokens: 1, mode, split: split.clone(), ..Options::default() };
     let report = session.generate(&ids(engine, prompt, seed), &options)?.report().clone();
     Ok(report)
 }

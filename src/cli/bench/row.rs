@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::cases::Case;
 use super::measure::Measured;
+use crate::cli::output;
 
 /// What is the same for all cases of a loaded model.
 pub struct About {
@@ -15,6 +16,8 @@ pub struct About {
     pub kv: KvDtype,
     pub load_ms: f64,
     pub repetitions: u32,
+    /// How chains are cut.
+    pub cut: &'static str,
 }
 
 /// The adapters that took part, in the order of the chain.
@@ -38,7 +41,7 @@ pub struct Row {
     repetitions: u32,
     /// As llama-bench names it: `pp512`, `tg128`, `pp512 @ d4096`.
     test: String,
-    /// `single`, `runahead`, or `decode`.
+    /// A mode of prefill, or `decode`.
     mode: &'static str,
     depth: usize,
     #[serde(flatten)]
@@ -61,10 +64,14 @@ struct Prefill {
     speedup: Option<f64>,
     /// Share of the adapters' time, from the call to the first token, during which they had no work.
     idle_share: f64,
+    /// The most layers that an adapter was ahead of one behind it, in the median run.
+    run_ahead_layers: usize,
     /// Over all adapters.
     published_bytes: u64,
     /// Over all adapters.
     fetched_bytes: u64,
+    /// `even`, `given`, `searched` or `predicted`.
+    split: &'static str,
     partition: Vec<usize>,
     adapters: Vec<Adapter>,
 }
@@ -82,7 +89,7 @@ struct Adapter {
 }
 
 /// All keys in the order of a row, for forms that need every one in each line.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 25] = [
     "model",
     "params",
     "weights_bytes",
@@ -99,8 +106,10 @@ pub const KEYS: [&str; 23] = [
     "ttft_ms_sd",
     "speedup",
     "idle_share",
+    "run_ahead_layers",
     "published_bytes",
     "fetched_bytes",
+    "split",
     "partition",
     "adapters",
     "gen",
@@ -115,18 +124,24 @@ impl Row {
             Case::Prefill { prompt, depth, .. } => (format!("pp{prompt}"), depth, None),
             Case::Decode { tokens, depth } => (format!("tg{tokens}"), depth, Some(tokens)),
         };
-        let (mode, prefill, rates) = match (measured, case) {
-            (Measured::Prefill(reports), &Case::Prefill { mode, prompt, .. }) => {
-                let rates = reports.iter().map(|r| prompt as f64 / (r.ttft_ms / 1e3)).collect();
+        let (mode, prefill, (rate, rate_sd)) = match (measured, case) {
+            (Measured::Prefill(reports), &Case::Prefill { mode, even, prompt, .. }) => {
                 let chain = mode != Mode::Single;
                 let name = reports.first().map_or("single", |r| r.mode);
-                (name, Some(Prefill::new(prompt, &reports, best_single_ms.filter(|_| chain))), rates)
+                let prefill = Prefill::new(
+                    prompt,
+                    if even { "even" } else { about.cut },
+                    &reports,
+                    best_single_ms.filter(|_| chain),
+                );
+                // The rate of the mean time, and the same relative deviation: the two pairs of keys agree.
+                let rate = prompt as f64 / (prefill.ttft_ms / 1e3);
+                let deviation = rate * prefill.ttft_ms_sd / prefill.ttft_ms;
+                (name, Some(prefill), (rate, deviation))
             }
-            (Measured::Prefill(_), Case::Decode { .. }) => ("decode", None, Vec::new()),
-            (Measured::Decode(rates), _) => ("decode", None, rates),
+            (Measured::Prefill(_), Case::Decode { .. }) => ("decode", None, (0.0, 0.0)),
+            (Measured::Decode(rates), _) => ("decode", None, (mean(&rates), deviation(&rates))),
         };
-        // A prompt's rate is that of its mean time, so that the two agree.
-        let rate = prefill.as_ref().map_or_else(|| mean(&rates), |p| p.prompt as f64 / (p.ttft_ms / 1e3));
         Self {
             model: about.model.clone(),
             params: about.params,
@@ -145,7 +160,7 @@ impl Row {
             prefill,
             r#gen: generated,
             tokens_per_s: rounded(rate),
-            tokens_per_s_sd: rounded(deviation(&rates)),
+            tokens_per_s_sd: rounded(rate_sd),
         }
     }
 
@@ -159,20 +174,35 @@ impl Row {
         self.prefill.as_ref().map(|p| p.ttft_ms)
     }
 
-    /// Prompt length and speed-up, where this is a chain behind `depth` tokens.
-    pub fn chain_speedup(&self, depth: usize) -> Option<(usize, f64)> {
+    /// Way to prefill, prompt length and speed-up, where this is a chain behind `depth` tokens.
+    pub fn chain_speedup(&self, depth: usize) -> Option<(String, usize, f64)> {
         let prefill = self.prefill.as_ref().filter(|_| self.depth == depth)?;
-        Some((prefill.prompt, prefill.speedup?))
+        Some((self.way(), prefill.prompt, prefill.speedup?))
+    }
+
+    /// Way to prefill, prompt length and time to the first token.
+    pub fn ttft(&self) -> Option<(String, usize, f64)> {
+        self.prefill.as_ref().map(|p| (self.way(), p.prompt, p.ttft_ms))
+    }
+
+    /// What tells this row's line in a plot from others.
+    fn way(&self) -> String {
+        let split = self.prefill.as_ref().map_or("", |p| p.split);
+        let depth = if self.depth > 0 { format!(" behind {} tokens", self.depth) } else { String::new() };
+        match self.mode {
+            "single" => format!("single, {}{depth}", self.devices.join(", ")),
+            mode => format!("{mode}, {split}{depth}"),
+        }
     }
 
     /// Cells of the table for people, in the order of [`super::table::COLUMNS`].
-    pub fn cells(&self) -> [String; 11] {
+    pub fn cells(&self) -> [String; 12] {
         let of = |cell: &dyn Fn(&Prefill) -> String| self.prefill.as_ref().map_or_else(String::new, cell);
         let lengths = |lengths: &[usize]| lengths.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
         [
             self.model.clone(),
-            format!("{:.2} GiB", self.weights_bytes as f64 / f64::from(1 << 30)),
-            format!("{:.2} B", self.params as f64 / 1e9),
+            scaled(self.weights_bytes as f64, &[(f64::from(1 << 30), "GiB"), (f64::from(1 << 20), "MiB")]),
+            scaled(self.params as f64, &[(1e9, "B"), (1e6, "M")]),
             self.backend.clone(),
             self.devices.join(", "),
             self.mode.to_owned(),
@@ -181,12 +211,13 @@ impl Row {
             format!("{:.2} ± {:.2}", self.tokens_per_s, self.tokens_per_s_sd),
             of(&|p| format!("{:.1} ± {:.1}", p.ttft_ms, p.ttft_ms_sd)),
             of(&|p| p.speedup.map_or_else(String::new, |x| format!("{x:.2}x, {:.0} % idle", p.idle_share * 100.0))),
+            of(&|p| format!("{} / {}", output::bytes(p.published_bytes), output::bytes(p.fetched_bytes))),
         ]
     }
 }
 
 impl Prefill {
-    fn new(prompt: usize, reports: &[PrefillReport], best_single_ms: Option<f64>) -> Self {
+    fn new(prompt: usize, split: &'static str, reports: &[PrefillReport], best_single_ms: Option<f64>) -> Self {
         let times: Vec<f64> = reports.iter().map(|r| r.ttft_ms).collect();
         let ttft_ms = mean(&times);
         let average = |value: &dyn Fn(&PrefillReport) -> f64| mean(&reports.iter().map(value).collect::<Vec<_>>());
@@ -210,6 +241,8 @@ impl Prefill {
             ttft_ms_sd: rounded(deviation(&times)),
             speedup: best_single_ms.map(|best| rounded(best / ttft_ms)),
             idle_share: rounded(idle.max(0.0)),
+            run_ahead_layers: median(reports.iter().map(|r| r.run_ahead_layers).collect()),
+            split,
             published_bytes: adapters.iter().map(|a| a.published_bytes).sum(),
             fetched_bytes: adapters.iter().map(|a| a.fetched_bytes).sum(),
             partition: reports.first().map_or_else(Vec::new, |r| r.partition.clone()),
@@ -220,6 +253,18 @@ impl Prefill {
 
 fn mean(values: &[f64]) -> f64 {
     if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+}
+
+/// The upper one of two.
+fn median(mut values: Vec<usize>) -> usize {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
+}
+
+/// In the first unit that the value reaches, else in the last.
+fn scaled(value: f64, units: &[(f64, &str)]) -> String {
+    let unit = units.iter().find(|(unit, _)| value >= *unit).or(units.last());
+    unit.map_or_else(String::new, |(unit, name)| format!("{:.2} {name}", value / unit))
 }
 
 /// Standard deviation of a sample; 0 for a single value.
@@ -243,6 +288,7 @@ mod tests {
     #[test]
     fn statistics_are_those_of_a_sample() {
         assert_eq!((mean(&[]), deviation(&[]), deviation(&[3.0])), (0.0, 0.0, 0.0));
+        assert_eq!((median(vec![]), median(vec![5, 1, 2])), (0, 2));
         assert_eq!((mean(&[1.0, 2.0, 6.0]), deviation(&[1.0, 2.0, 6.0])), (3.0, 7.0f64.sqrt()));
     }
 }

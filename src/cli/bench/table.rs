@@ -8,7 +8,7 @@ use crate::cli::failure::Failure;
 use crate::cli::output;
 
 /// Headings of the table for people, with the width that they start from.
-pub const COLUMNS: [(&str, usize); 11] = [
+pub const COLUMNS: [(&str, usize); 12] = [
     ("model", 5),
     ("size", 9),
     ("params", 8),
@@ -19,11 +19,12 @@ pub const COLUMNS: [(&str, usize); 11] = [
     ("test", 6),
     ("t/s", 16),
     ("TTFT ms", 15),
-    ("speed-up", 16),
+    ("speed-up, idle", 16),
+    ("K/V out / in", 21),
 ];
 
 /// Columns that only a chain fills.
-const OF_CHAINS: [&str; 2] = ["partition", "speed-up"];
+const OF_CHAINS: [&str; 3] = ["partition", "speed-up, idle", "K/V out / in"];
 
 /// A printer of rows.
 pub struct Table {
@@ -32,7 +33,7 @@ pub struct Table {
     chains: bool,
     widths: [usize; COLUMNS.len()],
     started: bool,
-    values: Vec<Value>,
+    rows: Vec<Row>,
 }
 
 impl Table {
@@ -40,7 +41,7 @@ impl Table {
     pub fn new(form: Output, model: &str, chains: bool) -> Self {
         let mut widths = COLUMNS.map(|(_, width)| width);
         widths[0] = widths[0].max(model.chars().count());
-        Self { form, chains, widths, started: false, values: Vec::new() }
+        Self { form, chains, widths, started: false, rows: Vec::new() }
     }
 
     /// Prints a row, behind the headings if it is the first.
@@ -54,9 +55,9 @@ impl Table {
                 }
                 output::line(&csv(&value(row)?))
             }
-            Output::Jsonl => output::line(&value(row)?.to_string()),
+            Output::Jsonl => output::line(&serde_json::to_string(row).map_err(no_json)?),
             Output::Json => {
-                self.values.push(value(row)?);
+                self.rows.push(row.clone());
                 Ok(())
             }
         }
@@ -64,7 +65,7 @@ impl Table {
 
     /// Prints what had to wait for the last row.
     pub fn end(&self) -> Result<(), Failure> {
-        if self.form == Output::Json { output::json_pretty(&self.values) } else { Ok(()) }
+        if self.form == Output::Json { output::json_pretty(&self.rows) } else { Ok(()) }
     }
 
     fn markdown(&mut self, row: &Row, started: bool) -> Result<(), Failure> {
@@ -95,11 +96,15 @@ impl Table {
 
 /// Whether a column stands to the right.
 fn is_number(column: usize) -> bool {
-    ["size", "params", "test", "t/s", "TTFT ms", "speed-up"].contains(&COLUMNS[column].0)
+    ["size", "params", "test", "t/s", "TTFT ms", "speed-up, idle", "K/V out / in"].contains(&COLUMNS[column].0)
 }
 
 fn value(row: &Row) -> Result<Value, Failure> {
-    serde_json::to_value(row).map_err(|e| Failure::Other(format!("JSON: {e}")))
+    serde_json::to_value(row).map_err(no_json)
+}
+
+fn no_json(error: serde_json::Error) -> Failure {
+    Failure::Other(format!("JSON: {error}"))
 }
 
 /// A cell for each of [`KEYS`], empty where the row lacks it; lists are JSON.

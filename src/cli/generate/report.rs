@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use runahead::engine::PrefillReport;
+use runahead::engine::{PrefillReport, Session};
+use runahead::sampler::{Logprobs, Sampling};
+use runahead::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::cli::failure::Failure;
@@ -13,13 +15,50 @@ use crate::cli::output;
 pub struct Report {
     /// Number of tokens of the prompt.
     prompt_tokens: usize,
+    /// With `--session`: how many of them stood in its cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_tokens: Option<usize>,
     /// Generated ids, without the token that ended the answer.
     tokens: Vec<u32>,
     /// The same as text; empty where the model has no tokenizer.
     text: String,
+    /// Where tokens were drawn: what `--seed` takes to draw them again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+    /// With `--logprobs`: one for each of `tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<TokenLogprobs>>,
     ttft_ms: f64,
     prefill: Prefill,
     decode: Decode,
+}
+
+/// Natural logarithms of probabilities in the model's own distribution.
+#[derive(Serialize)]
+struct TokenLogprobs {
+    id: u32,
+    logprob: f32,
+    /// The likeliest tokens, the likeliest first.
+    top: Vec<Likely>,
+}
+
+#[derive(Serialize)]
+struct Likely {
+    id: u32,
+    /// Empty for control tokens; bytes that are no UTF-8 by themselves are shown as U+FFFD.
+    text: String,
+    logprob: f32,
+}
+
+impl TokenLogprobs {
+    fn new(id: u32, logprobs: Logprobs, tokenizer: Option<&Tokenizer>) -> Self {
+        let text = |id| {
+            let bytes = tokenizer.and_then(|t| t.token_bytes(id).ok());
+            bytes.map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        };
+        let top = logprobs.top.into_iter().map(|(id, logprob)| Likely { id, text: text(id), logprob }).collect();
+        Self { id, logprob: logprobs.chosen, top }
+    }
 }
 
 #[derive(Serialize)]
@@ -48,16 +87,22 @@ struct Decode {
     tokens_per_s: f64,
 }
 
+/// An answer as it went.
+pub struct Answer {
+    pub session: Session,
+    pub prompt_tokens: usize,
+    pub ids: Vec<u32>,
+    pub logprobs: Vec<Logprobs>,
+    pub text: String,
+    pub prefill: PrefillReport,
+    /// From the first token to the last.
+    pub decoding: Duration,
+}
+
 impl Report {
-    /// `decoding` is the time from the first token to the last.
-    pub fn new(
-        prompt_tokens: usize,
-        tokens: Vec<u32>,
-        text: String,
-        report: PrefillReport,
-        decoding: Duration,
-    ) -> Self {
-        let decoded = tokens.len().saturating_sub(1);
+    pub fn new(answer: Answer, of_session: bool, sampling: &Sampling) -> Self {
+        let Answer { session, prompt_tokens, ids, logprobs, text, prefill, decoding } = answer;
+        let decoded = ids.len().saturating_sub(1);
         let adapter = |a: runahead::engine::AdapterReport| Adapter {
             name: a.name,
             start: a.start,
@@ -67,15 +112,21 @@ impl Report {
             published_bytes: a.published_bytes,
             fetched_bytes: a.fetched_bytes,
         };
+        let prefilled = prefill.partition.iter().sum::<usize>();
+        let tokenizer = session.engine().tokenizer();
+        let logprobs = ids.iter().zip(logprobs).map(|(&id, l)| TokenLogprobs::new(id, l, tokenizer)).collect();
         Self {
             prompt_tokens,
-            tokens,
+            cached_tokens: of_session.then(|| prompt_tokens.saturating_sub(prefilled)),
+            tokens: ids,
             text,
-            ttft_ms: rounded(report.ttft_ms),
+            seed: (sampling.temperature > 0.0).then_some(sampling.seed),
+            logprobs: (sampling.logprobs > 0).then_some(logprobs),
+            ttft_ms: rounded(prefill.ttft_ms),
             prefill: Prefill {
-                mode: report.mode,
-                partition: report.partition,
-                adapters: report.adapters.into_iter().map(adapter).collect(),
+                mode: prefill.mode,
+                partition: prefill.partition,
+                adapters: prefill.adapters.into_iter().map(adapter).collect(),
             },
             decode: Decode {
                 tokens: decoded,
@@ -97,12 +148,15 @@ impl Report {
             output::note(&format!("{}: tokens {start}..{end}, busy {busy:.0} ms, idle {wait:.0} ms{handed}", a.name));
         }
         let cut = prefill.partition.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
-        let (n, ttft) = (self.prompt_tokens, self.ttft_ms);
+        let (n, ttft) = (prefill.partition.iter().sum::<usize>(), self.ttft_ms);
         let rate = n as f64 / (ttft / 1e3);
         output::note(&format!(
             "prefill ({}): {cut} tokens, first token after {ttft:.0} ms ({rate:.0} token/s)",
             prefill.mode
         ));
+        if let Some(cached) = self.cached_tokens {
+            output::note(&format!("session: {cached} of {} tokens were in its cache", self.prompt_tokens));
+        }
         let Decode { tokens, tokens_per_s } = &self.decode;
         if *tokens > 0 {
             output::note(&format!("decode: {tokens} tokens, {tokens_per_s:.1} token/s"));

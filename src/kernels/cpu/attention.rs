@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use super::product::columns;
+use super::rows::soft_bound;
 use super::simd::Tile;
 use super::tensor::{Floats, Tensor};
 use super::{Context, Scratch};
 use crate::dtype::Scalar;
 use crate::error::Result;
-use crate::kernels::{self, HeadDims};
+use crate::kernels::{self, HeadDims, ScoreRules};
 
 /// Keys that are decoded together. Blocks begin at multiples of it, counted from key 0, whatever rows are computed.
 const KEY_BLOCK: usize = 64;
@@ -29,8 +30,20 @@ pub(super) struct Attention {
     out: Tensor,
     rows: Range<usize>,
     position: usize,
+    dense_keys: usize,
     dims: HeadDims,
     scale: f32,
+    rules: ScoreRules,
+    bias: Option<Tensor>,
+}
+
+/// What the rows attend to.
+#[derive(Clone, Copy)]
+struct Cache<'a> {
+    k: Floats<'a>,
+    v: Floats<'a>,
+    /// `[heads, keys]`, see [`kernels::Attention::bias`].
+    bias: Option<&'a [f32]>,
 }
 
 /// An error unless the heads fit together.
@@ -47,6 +60,24 @@ pub(super) fn expect_heads(tensor: &Tensor, dims: HeadDims) -> Result<()> {
     Ok(())
 }
 
+/// An error unless window, soft-cap and bias make sense for `keys` keys.
+fn expect_rules(op: &Tensor, rules: ScoreRules, bias: Option<&Tensor>, heads: usize, keys: usize) -> Result<()> {
+    if rules.window == Some(0) || rules.soft_cap.is_some_and(|cap| !(cap > 0.0 && cap.is_finite())) {
+        return Err(op.fault(format_args!("{rules:?}")));
+    }
+    bias.map_or(Ok(()), |bias| bias.expect(&[Scalar::F32], heads, keys))
+}
+
+/// Scaled scores of one head for the keys from `first` on: bias, then soft-cap.
+fn rescore(scores: &mut [f32], rules: ScoreRules, bias: Option<&[f32]>, first: usize) {
+    if let Some(bias) = bias {
+        scores.iter_mut().zip(&bias[first..]).for_each(|(s, bias)| *s += bias);
+    }
+    if let Some(cap) = rules.soft_cap {
+        soft_bound(scores, cap);
+    }
+}
+
 impl Attention {
     pub fn new(op: &kernels::Attention<'_, super::Cpu>) -> Result<Self> {
         let dims = op.dims;
@@ -57,8 +88,11 @@ impl Attention {
         op.qkv.expect(&[Scalar::F32], op.rows.end, dims.qkv_width())?;
         op.out.expect(&[Scalar::F32], op.rows.end, dims.q_width())?;
         for cache in [op.k, op.v] {
-            cache.expect(&CACHE, op.position.saturating_add(op.rows.len()), dims.kv_width())?;
+            let keys = op.position.saturating_add(op.rows.len()).max(op.dense_keys);
+            cache.expect(&CACHE, keys, dims.kv_width())?;
         }
+        let keys = op.position.saturating_add(op.rows.len());
+        expect_rules(op.qkv, op.rules, op.bias, dims.heads, keys)?;
         Tensor::expect_distinct(&[op.qkv, op.k, op.v, op.out])?;
         Ok(Self {
             qkv: op.qkv.clone(),
@@ -67,8 +101,11 @@ impl Attention {
             out: op.out.clone(),
             rows: op.rows.clone(),
             position: op.position,
+            dense_keys: op.dense_keys,
             dims,
             scale: op.scale,
+            rules: op.rules,
+            bias: op.bias.cloned(),
         })
     }
 
@@ -89,7 +126,8 @@ impl Attention {
             }
         }
         let qkv = &qkv.f32()[self.rows.start * qkv_width..self.rows.end * qkv_width];
-        let cache = (k.floats(), v.floats());
+        let bias = self.bias.as_ref().map(Tensor::read).transpose()?;
+        let cache = Cache { k: k.floats(), v: v.floats(), bias: bias.as_ref().map(|bias| bias.f32()) };
         ctx.for_each(tasks, |_, (head, first, mut out), scratch| {
             self.queries(ctx, head, self.position + first, &qkv[first * qkv_width..], cache, &mut out, scratch)
         })
@@ -102,14 +140,14 @@ impl Attention {
         head: usize,
         position: usize,
         qkv: &[f32],
-        (k, v): (Floats<'_>, Floats<'_>),
+        Cache { k, v, bias }: Cache<'_>,
         out: &mut [&mut [f32]],
         scratch: &mut Scratch,
     ) -> Result<()> {
         let head_dim = self.dims.head_dim;
         let group = self.dims.heads / self.dims.kv_heads;
         let rows = out.len() * group;
-        let keys = position + out.len();
+        let keys = (position + out.len()).max(self.dense_keys);
         let padded = head_dim.next_multiple_of(ctx.simd.lanes());
         let [q, scores, sums, keys_t, values, state, decoded] = scratch.slices([
             rows * head_dim,
@@ -129,7 +167,8 @@ impl Attention {
         totals.fill(0.0);
         sums.fill(0.0);
         values.fill(0.0);
-        for start in (0..keys).step_by(KEY_BLOCK) {
+        let first_block = self.rules.first_key(position) / KEY_BLOCK * KEY_BLOCK;
+        for start in (first_block..keys).step_by(KEY_BLOCK) {
             ctx.cancel.check()?;
             let n = KEY_BLOCK.min(keys - start);
             self.keys(ctx, k, head, start..start + n, keys_t, decoded);
@@ -148,12 +187,17 @@ impl Attention {
             });
             for (r, (scores, sums)) in scores.chunks_exact_mut(KEY_BLOCK).zip(sums.chunks_exact_mut(padded)).enumerate()
             {
-                let visible = (position + r / group + 1).saturating_sub(start).min(n);
-                scores[visible..n].fill(0.0);
-                if visible == 0 {
+                let at = position + r / group;
+                let end = (at + 1).saturating_sub(start).min(n);
+                let first = self.rules.first_key(at).saturating_sub(start).min(end);
+                scores[..first].fill(0.0);
+                scores[end..n].fill(0.0);
+                if first == end {
                     continue;
                 }
-                let (max, sum) = ctx.simd.softmax(&mut scores[..visible], maxima[r]);
+                let bias = bias.map(|bias| &bias[(head * group + r % group) * (bias.len() / self.dims.heads)..]);
+                rescore(&mut scores[first..end], self.rules, bias, start + first);
+                let (max, sum) = ctx.simd.softmax(&mut scores[first..end], maxima[r]);
                 if max > maxima[r] {
                     let factor = (maxima[r] - max).exp();
                     sums.iter_mut().for_each(|x| *x *= factor);
@@ -241,6 +285,8 @@ pub(super) struct AttentionDecode {
     position: usize,
     dims: HeadDims,
     scale: f32,
+    rules: ScoreRules,
+    bias: Option<Tensor>,
 }
 
 impl AttentionDecode {
@@ -253,6 +299,7 @@ impl AttentionDecode {
         for cache in [op.k, op.v] {
             cache.expect(&CACHE, op.position.saturating_add(1), dims.kv_width())?;
         }
+        expect_rules(op.qkv, op.rules, op.bias, dims.heads, op.position.saturating_add(1))?;
         Tensor::expect_distinct(&[op.qkv, op.k, op.v, op.out, op.partial])?;
         Ok(Self {
             qkv: op.qkv.clone(),
@@ -263,22 +310,27 @@ impl AttentionDecode {
             position: op.position,
             dims,
             scale: op.scale,
+            rules: op.rules,
+            bias: op.bias.cloned(),
         })
     }
 
     pub fn run(&self, ctx: &Context<'_>) -> Result<()> {
         let (qkv, k, v) = (self.qkv.read()?, self.k.read()?, self.v.read()?);
         let (mut partial, mut out) = (self.partial.write()?, self.out.write()?);
-        let (keys, head_dim) = (self.position + 1, self.dims.head_dim);
+        let bias = self.bias.as_ref().map(Tensor::read).transpose()?;
+        let (first, head_dim) = (self.rules.first_key(self.position), self.dims.head_dim);
+        let keys = self.position + 1 - first;
         let splits = keys.div_ceil(SPLIT_KEYS).min(ctx.splits()).max(1);
         let per = keys.div_ceil(splits);
         let room = self.dims.heads * (head_dim + 2);
         let partial = &mut partial.f32_mut()[..keys.div_ceil(per) * room];
-        let (q, cache) = (&qkv.f32()[..self.dims.q_width()], (k.floats(), v.floats()));
+        let q = &qkv.f32()[..self.dims.q_width()];
+        let cache = Cache { k: k.floats(), v: v.floats(), bias: bias.as_ref().map(|bias| bias.f32()) };
         ctx.for_each(partial.chunks_exact_mut(room).collect(), |i, partial, scratch| {
             for (head, partial) in partial.chunks_exact_mut(head_dim + 2).enumerate() {
                 ctx.cancel.check()?;
-                let keys = i * per..keys.min((i + 1) * per);
+                let keys = first + i * per..first + keys.min((i + 1) * per);
                 self.split(ctx, &q[head * head_dim..], head, keys, cache, partial, scratch);
             }
             Ok(())
@@ -306,7 +358,7 @@ impl AttentionDecode {
         q: &[f32],
         head: usize,
         keys: Range<usize>,
-        (k, v): (Floats<'_>, Floats<'_>),
+        Cache { k, v, bias }: Cache<'_>,
         partial: &mut [f32],
         scratch: &mut Scratch,
     ) {
@@ -320,6 +372,8 @@ impl AttentionDecode {
         let (at, stride) = start(k);
         ctx.simd.dots(k.dtype, &k.bytes[at..], stride, &q[..head_dim], scores);
         scores.iter_mut().for_each(|s| *s *= self.scale);
+        let bias = bias.map(|bias| &bias[head * (bias.len() / self.dims.heads)..]);
+        rescore(scores, self.rules, bias, keys.start);
         let (max, sum) = ctx.simd.softmax(scores, NO_KEY);
         let (at, stride) = start(v);
         let (out, state) = partial.split_at_mut(head_dim);

@@ -13,6 +13,7 @@ use crate::kernels::{self, Epilogue, Phase};
 pub(super) struct Product {
     x: Tensor,
     weight: Matrix,
+    bias: Option<Tensor>,
     out: Tensor,
     rows: Range<usize>,
     out_row: usize,
@@ -38,19 +39,24 @@ const TASK_BYTES: usize = 16 << 10;
 impl Product {
     pub fn new(op: &kernels::Product<'_, super::Cpu>) -> Result<Self> {
         let (n, width) = (op.weight.rows(), op.weight.width());
-        let out_width = if op.epilogue == Epilogue::SwiGlu { n / 2 } else { n };
-        if op.epilogue == Epilogue::SwiGlu && !n.is_multiple_of(2) {
-            return Err(op.out.fault(format_args!("SwiGLU of an odd number of rows, {n}")));
+        let out_width = if op.epilogue.gated() { n / 2 } else { n };
+        if op.epilogue.gated() && !n.is_multiple_of(2) {
+            return Err(op.out.fault(format_args!("a gate over an odd number of rows, {n}")));
         }
         if op.rows.start > op.rows.end || (op.phase == Phase::Decode && op.rows.len() > 1) {
             return Err(op.x.fault(format_args!("rows {:?} of a product, {:?}", op.rows, op.phase)));
         }
         op.x.expect(&[Scalar::F32], op.rows.end, width)?;
         op.out.expect(&[Scalar::F32], op.out_row.saturating_add(op.rows.len()), out_width)?;
+        if let Some(bias) = op.bias {
+            bias.expect(&[Scalar::F32], 1, n)?;
+            Tensor::expect_distinct(&[bias, op.out])?;
+        }
         Tensor::expect_distinct(&[op.x, op.out])?;
         Ok(Self {
             x: op.x.clone(),
             weight: op.weight.clone(),
+            bias: op.bias.cloned(),
             out: op.out.clone(),
             rows: op.rows.clone(),
             out_row: op.out_row,
@@ -61,11 +67,13 @@ impl Product {
 
     /// Elements of a row of `out`.
     fn out_width(&self) -> usize {
-        if self.epilogue == Epilogue::SwiGlu { self.weight.rows() / 2 } else { self.weight.rows() }
+        if self.epilogue.gated() { self.weight.rows() / 2 } else { self.weight.rows() }
     }
 
     pub fn run(&self, ctx: &Context<'_>) -> Result<()> {
         let (x, mut out) = (self.x.read()?, self.out.write()?);
+        let bias = self.bias.as_ref().map(Tensor::read).transpose()?;
+        let bias = bias.as_ref().map(|bias| bias.f32());
         let (width, out_width) = (self.weight.width(), self.out_width());
         if self.rows.is_empty() || out_width == 0 {
             return Ok(());
@@ -73,31 +81,27 @@ impl Product {
         let x = &x.f32()[self.rows.start * width..self.rows.end * width];
         let out = &mut out.f32_mut()[self.out_row * out_width..(self.out_row + self.rows.len()) * out_width];
         match self.phase {
-            Phase::Prefill => self.tiles(ctx, x, out),
-            Phase::Decode => self.vector(ctx, x, out),
+            Phase::Prefill => self.tiles(ctx, x, bias, out),
+            Phase::Decode => self.vector(ctx, x, bias, out),
         }
     }
 
     /// One row: memory-bound, each thread streams its rows of the weights once.
-    fn vector(&self, ctx: &Context<'_>, x: &[f32], out: &mut [f32]) -> Result<()> {
-        let gated = self.epilogue == Epilogue::SwiGlu;
+    fn vector(&self, ctx: &Context<'_>, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) -> Result<()> {
+        let gated = self.epilogue.gated();
         let row_bytes = self.weight.run(0, 1, 1).map_or(1, |run| run.stride.max(1)) * if gated { 2 } else { 1 };
         let per = out.len().div_ceil(ctx.threads() * 4).max(TASK_BYTES.div_ceil(row_bytes)).next_multiple_of(2);
         ctx.for_each(out.chunks_mut(per).collect(), |i, out, scratch| {
             let first = i * per;
             let [buffer] = scratch.slices([2 * out.len()]);
+            let (sums, up) = buffer.split_at_mut(out.len());
             if gated {
-                let (gate, up) = buffer.split_at_mut(out.len());
-                self.dots(ctx, x, 2 * first, 2, gate);
+                self.dots(ctx, x, 2 * first, 2, sums);
                 self.dots(ctx, x, 2 * first + 1, 2, up);
-                ctx.simd.swiglu(gate, up, out);
-            } else if self.epilogue == Epilogue::Add {
-                let sums = &mut buffer[..out.len()];
-                self.dots(ctx, x, first, 1, sums);
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
             } else {
-                self.dots(ctx, x, first, 1, out);
+                self.dots(ctx, x, first, 1, sums);
             }
+            self.finish(ctx, first, bias, sums, up, out);
             Ok(())
         })
     }
@@ -112,11 +116,11 @@ impl Product {
     }
 
     /// Many rows: the columns of `out` are cut into tasks, each with a panel of decoded weights of its own.
-    fn tiles(&self, ctx: &Context<'_>, x: &[f32], out: &mut [f32]) -> Result<()> {
+    fn tiles(&self, ctx: &Context<'_>, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) -> Result<()> {
         let (width, out_width) = (self.weight.width(), out.len() / self.rows.len());
         let strip = 2 * ctx.simd.lanes();
         // Gate and up rows stand side by side in a panel, so it holds half as many columns of `out`.
-        let halves = if self.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
+        let halves = if self.epilogue.gated() { 2 } else { 1 };
         let fits = PANEL_BYTES / (4 * width.min(PANEL_K) * strip).max(1) / halves;
         let share = out_width.div_ceil(strip * ctx.threads() * 4);
         let per = strip * fits.min(share).max(1);
@@ -124,7 +128,7 @@ impl Product {
             let panel = Panel { weight: &self.weight, first: i * per, columns: out[0].len(), halves, strip };
             for (block, out) in out.chunks_mut(ROW_BLOCK).enumerate() {
                 let start = block * ROW_BLOCK * width;
-                self.block(ctx, &panel, block == 0, &x[start..start + out.len() * width], out, scratch)?;
+                self.block(ctx, &panel, block == 0, &x[start..start + out.len() * width], bias, out, scratch)?;
             }
             Ok(())
         })
@@ -137,6 +141,7 @@ impl Product {
         panel: &Panel<'_>,
         first: bool,
         x: &[f32],
+        bias: Option<&[f32]>,
         out: &mut [&mut [f32]],
         scratch: &mut Scratch,
     ) -> Result<()> {
@@ -169,15 +174,43 @@ impl Product {
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(sums.chunks_exact(n)) {
-            let columns = out.len();
-            match self.epilogue {
-                Epilogue::Store => out.copy_from_slice(&sums[..columns]),
-                Epilogue::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                Epilogue::SwiGlu => ctx.simd.swiglu(&sums[..columns], &sums[half..half + columns], out),
-            }
+        for (out, sums) in out.iter_mut().zip(sums.chunks_exact_mut(n)) {
+            let (sums, up) = sums.split_at_mut(half);
+            self.finish(ctx, panel.first, bias, sums, up, out);
         }
         Ok(())
+    }
+
+    /// Bias and epilogue of the columns of `out`, the first of which is column `first`. `sums` are theirs, or those of their gates, and `up` the
+    /// other sums of gated columns.
+    fn finish(
+        &self,
+        ctx: &Context<'_>,
+        first: usize,
+        bias: Option<&[f32]>,
+        sums: &mut [f32],
+        up: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let sums = &mut sums[..out.len()];
+        let up = if self.epilogue.gated() { &mut up[..out.len()] } else { &mut [] };
+        if let Some(bias) = bias {
+            let step = if self.epilogue.gated() { 2 } else { 1 };
+            let add = |sums: &mut [f32], from: usize| {
+                sums.iter_mut().zip(bias[from..].iter().step_by(step)).for_each(|(sum, bias)| *sum += bias);
+            };
+            add(sums, step * first);
+            if self.epilogue.gated() {
+                add(up, step * first + 1);
+            }
+        }
+        match self.epilogue {
+            Epilogue::Store => out.copy_from_slice(sums),
+            Epilogue::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
+            Epilogue::SwiGlu => ctx.simd.swiglu(sums, up, out),
+            Epilogue::GeGlu => ctx.simd.geglu(sums, up, out),
+            Epilogue::Gelu => ctx.simd.gelu(sums, out),
+        }
     }
 }
 

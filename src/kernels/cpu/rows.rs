@@ -1,4 +1,4 @@
-//! Operations that go row by row: embedding lookup, RMSNorm, rotary embedding with the cache write, arg-max.
+//! Operations that go row by row: embedding lookup, norms, rotary embedding with the cache write, soft-cap, arg-max.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::Context;
 use super::attention::expect_heads;
 use super::matrix::Matrix;
 use super::tensor::{Storage, Tensor};
-use crate::config::RopePairs;
+use crate::config::{NormKind, RopePairs};
 use crate::dtype::Scalar;
 use crate::error::{Error, Result};
 use crate::kernels::{self, HeadDims};
@@ -22,13 +22,15 @@ pub(super) struct Embed {
     table: Matrix,
     out: Tensor,
     rows: usize,
+    scale: f32,
 }
 
 impl Embed {
     pub fn new(op: &kernels::Embed<'_, super::Cpu>) -> Result<Self> {
         op.ids.expect(&[Scalar::U32], op.rows, 1)?;
         op.out.expect(&[Scalar::F32], op.rows, op.table.width())?;
-        Ok(Self { ids: op.ids.clone(), table: op.table.clone(), out: op.out.clone(), rows: op.rows })
+        let (ids, table, out) = (op.ids.clone(), op.table.clone(), op.out.clone());
+        Ok(Self { ids, table, out, rows: op.rows, scale: op.scale })
     }
 
     pub fn run(&self, ctx: &Context<'_>) -> Result<()> {
@@ -44,6 +46,7 @@ impl Embed {
                 let row = self.table.run(id as usize, 1, 1).filter(|run| run.rows > 0);
                 let row = row.ok_or(Error::BadToken { id, vocab: self.table.rows() })?;
                 ctx.simd.decode(row.dtype, row.bytes, out);
+                out.iter_mut().for_each(|x| *x *= self.scale);
             }
             Ok(())
         })
@@ -54,10 +57,13 @@ impl Embed {
 pub(super) struct Norm {
     x: Tensor,
     weight: Tensor,
+    bias: Option<Tensor>,
     out: Tensor,
     rows: Range<usize>,
     width: usize,
     eps: f32,
+    kind: NormKind,
+    add: bool,
 }
 
 impl Norm {
@@ -68,14 +74,20 @@ impl Norm {
         op.x.expect(&[Scalar::F32], op.rows.end, op.width)?;
         op.weight.expect(&[Scalar::F32], 1, op.width)?;
         op.out.expect(&[Scalar::F32], op.rows.end, op.width)?;
+        if let Some(bias) = op.bias {
+            bias.expect(&[Scalar::F32], 1, op.width)?;
+        }
         Tensor::expect_distinct(&[op.x, op.weight, op.out])?;
         Ok(Self {
             x: op.x.clone(),
             weight: op.weight.clone(),
+            bias: op.bias.cloned(),
             out: op.out.clone(),
             rows: op.rows.clone(),
             width: op.width,
             eps: op.eps,
+            kind: op.kind,
+            add: op.add,
         })
     }
 
@@ -85,14 +97,29 @@ impl Norm {
         if self.rows.is_empty() || width == 0 {
             return Ok(());
         }
+        let bias = self.bias.as_ref().map(Tensor::read).transpose()?;
+        let bias = bias.as_ref().map(|bias| &bias.f32()[..width]);
         let (range, weight) = (self.rows.start * width..self.rows.end * width, &weight.f32()[..width]);
         let (x, out) = (&x.f32()[range.clone()], &mut out.f32_mut()[range]);
         let tasks = x.chunks(ROWS * width).zip(out.chunks_mut(ROWS * width)).collect();
-        ctx.for_each(tasks, |_, (x, out), _| {
+        ctx.for_each(tasks, |_, (x, out), scratch| {
+            let [row] = scratch.slices([width]);
             for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                let factor = 1.0 / (ctx.simd.dot(x, x) / width as f32 + self.eps).sqrt();
-                for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = x * factor * weight;
+                let normed = &mut *row;
+                let mean = match self.kind {
+                    NormKind::Rms => 0.0,
+                    NormKind::Layer => x.iter().map(|&x| f64::from(x)).sum::<f64>() as f32 / width as f32,
+                };
+                normed.iter_mut().zip(x).for_each(|(y, x)| *y = x - mean);
+                let factor = 1.0 / (ctx.simd.dot(normed, normed) / width as f32 + self.eps).sqrt();
+                normed.iter_mut().zip(weight).for_each(|(y, weight)| *y *= factor * weight);
+                if let Some(bias) = bias {
+                    normed.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+                }
+                if self.add {
+                    out.iter_mut().zip(normed).for_each(|(out, y)| *out += *y);
+                } else {
+                    out.copy_from_slice(normed);
                 }
             }
             Ok(())
@@ -110,6 +137,15 @@ pub(super) struct RopeCache {
     position: usize,
     dims: HeadDims,
     pairs: RopePairs,
+    rotary: usize,
+    norm: Option<HeadNorm>,
+}
+
+/// The norm of query and key heads.
+struct HeadNorm {
+    q: Tensor,
+    k: Tensor,
+    eps: f32,
 }
 
 /// Rows of the cache to write, in its format.
@@ -127,7 +163,18 @@ impl RopeCache {
         }
         let end = op.position.saturating_add(op.rows.len());
         op.qkv.expect(&[Scalar::F32], op.rows.end, dims.qkv_width())?;
-        op.angles.expect(&[Scalar::F32], end, dims.head_dim)?;
+        if !op.rotary.is_multiple_of(4) || op.rotary > dims.head_dim {
+            return Err(op.qkv.fault(format_args!("{} rotary elements of {dims:?}", op.rotary)));
+        }
+        op.angles.expect(&[Scalar::F32], end, op.rotary)?;
+        let norm = op.norm.as_ref().map(|norm| {
+            norm.q.expect(&[Scalar::F32], 1, dims.head_dim)?;
+            norm.k.expect(&[Scalar::F32], 1, dims.head_dim)?;
+            Tensor::expect_distinct(&[op.qkv, norm.q, op.k, op.v])?;
+            Tensor::expect_distinct(&[op.qkv, norm.k, op.k, op.v])?;
+            Ok::<_, Error>(HeadNorm { q: norm.q.clone(), k: norm.k.clone(), eps: norm.eps })
+        });
+        let norm = norm.transpose()?;
         op.k.expect(&[Scalar::F16, Scalar::F32], end, dims.kv_width())?;
         op.v.expect(&[Scalar::F16, Scalar::F32], end, dims.kv_width())?;
         Tensor::expect_distinct(&[op.qkv, op.angles, op.k, op.v])?;
@@ -140,6 +187,8 @@ impl RopeCache {
             position: op.position,
             dims,
             pairs: op.pairs,
+            rotary: op.rotary,
+            norm,
         })
     }
 
@@ -150,23 +199,27 @@ impl RopeCache {
         if n == 0 {
             return Ok(());
         }
-        let (qkv_width, head_dim) = (dims.qkv_width(), dims.head_dim);
+        let (qkv_width, head_dim, rotary) = (dims.qkv_width(), dims.head_dim, self.rotary);
         let qkv = &mut qkv.f32_mut()[self.rows.start * qkv_width..self.rows.end * qkv_width];
-        let angles = &angles.f32()[self.position * head_dim..(self.position + n) * head_dim];
+        let angles = &angles.f32()[self.position * rotary..(self.position + n) * rotary];
+        let norm =
+            self.norm.as_ref().map(|norm| Ok::<_, Error>((norm.q.read()?, norm.k.read()?, norm.eps))).transpose()?;
         let (k, v) = (self.cache(&mut k), self.cache(&mut v));
-        let tasks = qkv
-            .chunks_mut(ROWS * qkv_width)
-            .zip(angles.chunks(ROWS * head_dim))
-            .zip(k.into_iter().zip(v))
-            .map(|((qkv, angles), (k, v))| (qkv, angles, k, v))
-            .collect();
-        ctx.for_each(tasks, |_, (qkv, angles, mut k, mut v), scratch| {
+        let tasks =
+            qkv.chunks_mut(ROWS * qkv_width).zip(k.into_iter().zip(v)).map(|(qkv, (k, v))| (qkv, k, v)).collect();
+        ctx.for_each(tasks, |task, (qkv, mut k, mut v), scratch| {
             let [turned] = scratch.slices([dims.kv_width()]);
-            for (r, (qkv, angles)) in qkv.chunks_exact_mut(qkv_width).zip(angles.chunks_exact(head_dim)).enumerate() {
+            for (r, qkv) in qkv.chunks_exact_mut(qkv_width).enumerate() {
+                let angles = &angles[(task * ROWS + r) * rotary..][..rotary];
                 let (q, kv) = qkv.split_at_mut(dims.q_width());
-                q.chunks_exact_mut(head_dim).for_each(|head| rotate(head, angles, self.pairs));
+                if let Some((q_norm, k_norm, eps)) = &norm {
+                    let keys = kv[..dims.kv_width()].chunks_exact_mut(head_dim);
+                    q.chunks_exact_mut(head_dim).for_each(|head| norm_head(ctx, head, q_norm.f32(), *eps));
+                    keys.for_each(|head| norm_head(ctx, head, k_norm.f32(), *eps));
+                }
                 turned.copy_from_slice(&kv[..dims.kv_width()]);
-                turned.chunks_exact_mut(head_dim).for_each(|head| rotate(head, angles, self.pairs));
+                q.chunks_exact_mut(head_dim).for_each(|head| rotate(&mut head[..rotary], angles, self.pairs));
+                turned.chunks_exact_mut(head_dim).for_each(|head| rotate(&mut head[..rotary], angles, self.pairs));
                 k.write(r, turned);
                 turned.copy_from_slice(&kv[dims.kv_width()..]);
                 v.write(r, turned);
@@ -201,6 +254,12 @@ impl CacheRows<'_> {
     }
 }
 
+/// RMSNorm of one head in place.
+fn norm_head(ctx: &Context<'_>, head: &mut [f32], weight: &[f32], eps: f32) {
+    let factor = 1.0 / (ctx.simd.dot(head, head) / head.len() as f32 + eps).sqrt();
+    head.iter_mut().zip(weight).for_each(|(x, weight)| *x *= factor * weight);
+}
+
 /// Turns the pairs of one head by `angles`, cosine and sine of each pair.
 fn rotate(head: &mut [f32], angles: &[f32], pairs: RopePairs) {
     let turn = |a: &mut f32, b: &mut f32, angle: &[f32]| {
@@ -221,6 +280,38 @@ fn rotate(head: &mut [f32], angles: &[f32], pairs: RopePairs) {
             }
         }
     }
+}
+
+/// A recorded bound of elements.
+pub(super) struct SoftCap {
+    x: Tensor,
+    len: usize,
+    cap: f32,
+}
+
+impl SoftCap {
+    pub fn new(op: &kernels::SoftCap<'_, super::Cpu>) -> Result<Self> {
+        op.x.expect(&[Scalar::F32], op.len, 1)?;
+        if !(op.cap > 0.0 && op.cap.is_finite()) {
+            return Err(op.x.fault(format_args!("a bound of {}", op.cap)));
+        }
+        Ok(Self { x: op.x.clone(), len: op.len, cap: op.cap })
+    }
+
+    pub fn run(&self, ctx: &Context<'_>) -> Result<()> {
+        const ELEMENTS: usize = 4096;
+        let mut x = self.x.write()?;
+        let tasks = x.f32_mut()[..self.len].chunks_mut(ELEMENTS).collect();
+        ctx.for_each(tasks, |_, x, _| {
+            soft_bound(x, self.cap);
+            Ok(())
+        })
+    }
+}
+
+/// `x = cap * tanh(x / cap)`.
+pub(super) fn soft_bound(x: &mut [f32], cap: f32) {
+    x.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
 }
 
 /// A recorded arg-max.

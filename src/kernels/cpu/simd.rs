@@ -6,6 +6,7 @@
 
 use crate::dtype::Dtype;
 
+mod formats;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -131,6 +132,16 @@ macro_rules! compile {
                 unsafe { lanes::swiglu::<$lanes>(gate, up, out) }
             }
             $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn geglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+                // SAFETY: as above.
+                unsafe { lanes::geglu::<$lanes>(gate, up, out) }
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn gelu(x: &[f32], out: &mut [f32]) {
+                // SAFETY: as above.
+                unsafe { lanes::gelu::<$lanes>(x, out) }
+            }
+            $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn softmax(s: &mut [f32], running: f32) -> (f32, f32) {
                 // SAFETY: as above.
                 unsafe { lanes::softmax::<$lanes>(s, running) }
@@ -174,6 +185,11 @@ impl Simd {
         level.available().then_some(Self(level))
     }
 
+    /// Routines for the fastest level.
+    pub fn best() -> Self {
+        Self(Level::best())
+    }
+
     /// The level in use.
     pub fn level(self) -> Level {
         self.0
@@ -188,7 +204,7 @@ impl Simd {
         }
     }
 
-    /// Decodes `out.len()` elements from the start of `bytes`; for block formats a multiple of 32.
+    /// Decodes `out.len()` elements from the start of `bytes`; for block formats whole blocks.
     pub fn decode(self, dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         assert!(dtype.bytes(out.len()).is_ok_and(|n| n <= bytes.len()));
         at_level!(self, decode(dtype, bytes.as_ptr(), out));
@@ -231,6 +247,18 @@ impl Simd {
     pub fn swiglu(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
         assert!(gate.len() == out.len() && up.len() == out.len());
         at_level!(self, swiglu(gate, up, out));
+    }
+
+    /// `out = gelu(gate) * up`, GELU's tanh form.
+    pub fn geglu(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == out.len() && up.len() == out.len());
+        at_level!(self, geglu(gate, up, out));
+    }
+
+    /// `out = gelu(x)`, the exact form.
+    pub fn gelu(self, x: &[f32], out: &mut [f32]) {
+        assert!(x.len() == out.len());
+        at_level!(self, gelu(x, out));
     }
 
     /// Online softmax over one more stretch of scores: `s` becomes `e^(s - max)`, where `max` is the larger of `running` and the largest of

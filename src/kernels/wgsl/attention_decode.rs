@@ -2,8 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::tensor::Args;
-use super::{Kernel, Wgsl, kv_part};
+use super::attention::{check_rules, score_parts};
+use super::tensor::{Args, Tensor};
+use super::{Kernel, Wgsl, act_part, enables};
 use crate::dims::round_up;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::Result;
@@ -22,12 +23,15 @@ const MAX_HEADS: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
+    first: u32,
     keys: u32,
     split: u32,
     heads: u32,
     kv_stride: u32,
     group: u32,
     scale: f32,
+    soft_cap: f32,
+    bias_stride: u32,
 }
 
 #[repr(C)]
@@ -40,9 +44,11 @@ struct MergeParams {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
+    activation: Scalar,
     kv: KvDtype,
     /// A multiple of 4.
     head_dim: usize,
+    bias: bool,
     /// Query heads of a workgroup.
     heads: usize,
     threads: u32,
@@ -50,12 +56,12 @@ pub(super) struct Variant {
 
 impl Variant {
     /// Every variant for a head size.
-    pub fn all(kv: KvDtype, head_dim: usize) -> Vec<Self> {
+    pub fn all(activation: Scalar, kv: KvDtype, head_dim: usize, bias: bool) -> Vec<Self> {
         let kinds = [GpuKind::Software, GpuKind::Discrete];
         let mut all = Vec::new();
-        for variant in
-            kinds.into_iter().flat_map(|kind| (1..=MAX_HEADS).map(move |group| Self::choose(kv, head_dim, group, kind)))
-        {
+        for variant in kinds.into_iter().flat_map(|kind| {
+            (1..=MAX_HEADS).map(move |group| Self::choose(activation, kv, head_dim, bias, group, kind))
+        }) {
             if !all.contains(&variant) {
                 all.push(variant);
             }
@@ -65,22 +71,26 @@ impl Variant {
 
     /// The heads that share a K/V head, in as few and as even workgroups as registers and workgroup memory (for the queries) allow. A software
     /// GPU pays for each load of a thread, so its threads take several keys for each load of the query.
-    pub fn choose(kv: KvDtype, head_dim: usize, group: usize, kind: GpuKind) -> Self {
+    pub fn choose(activation: Scalar, kv: KvDtype, head_dim: usize, bias: bool, group: usize, kind: GpuKind) -> Self {
         let most = (512 / head_dim).clamp(1, MAX_HEADS);
         let threads = if kind == GpuKind::Software { 16 } else { 64 };
-        Self { kv, head_dim, heads: group.div_ceil(group.div_ceil(most)), threads }
+        Self { activation, kv, head_dim, bias, heads: group.div_ceil(group.div_ceil(most)), threads }
     }
 
     pub fn spec(self) -> ShaderSpec {
         ShaderSpec {
-            name: format!("attention_decode {:?} {} x{} {} threads", self.kv, self.head_dim, self.heads, self.threads),
+            name: format!(
+                "attention_decode {:?} {:?} {} bias={} x{} {} threads",
+                self.activation, self.kv, self.head_dim, self.bias, self.heads, self.threads
+            ),
             header: format!(
-                "const HEAD4: u32 = {}u;\nconst HEADS: u32 = {}u;\nconst THREADS: u32 = {}u;\n",
+                "{}const HEAD4: u32 = {}u;\nconst HEADS: u32 = {}u;\nconst THREADS: u32 = {}u;\n",
+                enables(self.activation),
                 self.head_dim / 4,
                 self.heads,
                 self.threads
             ),
-            parts: vec![kv_part(self.kv)],
+            parts: [vec![act_part(self.activation)], score_parts(self.kv, self.bias)].concat(),
             op: include_str!("../../../shaders/attention_decode.wgsl"),
             entry: "attention_decode",
             overrides: Vec::new(),
@@ -89,11 +99,11 @@ impl Variant {
     }
 }
 
-pub(super) fn merge_spec() -> ShaderSpec {
+pub(super) fn merge_spec(activation: Scalar) -> ShaderSpec {
     ShaderSpec {
-        name: "attention_merge".to_owned(),
-        header: String::new(),
-        parts: Vec::new(),
+        name: format!("attention_merge {activation:?}"),
+        header: enables(activation),
+        parts: vec![act_part(activation)],
         op: include_str!("../../../shaders/attention_merge.wgsl"),
         entry: "attention_merge",
         overrides: Vec::new(),
@@ -113,29 +123,36 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'
     args.heads(dims)?;
     let keys = args.end(op.position, 1)?;
     let kv = op.k.kv();
-    args.holds("qkv", op.qkv, Scalar::F32, 1, dims.qkv_width())?;
+    args.holds("qkv", op.qkv, kernels.activation, 1, dims.qkv_width())?;
     args.holds("k", op.k, kv.scalar(), keys, dims.kv_width())?;
     args.holds("v", op.v, kv.scalar(), keys, dims.kv_width())?;
-    args.holds("out", op.out, Scalar::F32, 1, dims.q_width())?;
+    args.holds("out", op.out, kernels.activation, 1, dims.q_width())?;
     args.holds("partial", op.partial, Scalar::F32, SPLITS, dims.heads * (dims.head_dim + 2))?;
-    let (splits, each) = split(keys);
+    let bias_stride = check_rules(args, &op.rules, op.bias, dims.heads, keys)?;
+    let first = op.rules.first_key(op.position);
+    let (splits, each) = split(keys - first);
     let params = Params {
+        first: args.u32(first)?,
         keys: args.u32(keys)?,
         split: args.u32(each)?,
         heads: args.u32(dims.heads)?,
         kv_stride: args.u32(dims.kv_width() / 4)?,
         group: args.u32(dims.heads / dims.kv_heads)?,
         scale: op.scale,
+        soft_cap: op.rules.soft_cap.unwrap_or(0.0),
+        bias_stride: args.u32(bias_stride)?,
     };
     let splits = args.u32(splits)?;
-    let variant = Variant::choose(kv, dims.head_dim, dims.heads / dims.kv_heads, kernels.kind);
+    let (bias, group) = (op.bias.is_some(), dims.heads / dims.kv_heads);
+    let variant = Variant::choose(kernels.activation, kv, dims.head_dim, bias, group, kernels.kind);
     let tiles = args.u32(dims.kv_heads)? * params.group.div_ceil(args.u32(variant.heads)?);
     let pipeline = kernels.pipeline(Kernel::AttentionDecode(variant))?;
-    let bindings = [op.qkv.binding(), op.k.binding(), op.v.binding(), op.partial.binding()];
+    let tensors = [Some(op.qkv), Some(op.k), Some(op.v), op.bias, Some(op.partial)];
+    let bindings: Vec<_> = tensors.into_iter().flatten().map(Tensor::binding).collect();
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, [splits, tiles, 1])?;
 
     let merge = MergeParams { splits, heads: params.heads, head_dim: args.u32(dims.head_dim)? };
-    let pipeline = kernels.pipeline(Kernel::AttentionMerge)?;
+    let pipeline = kernels.pipeline(Kernel::AttentionMerge(kernels.activation))?;
     let bindings = [op.partial.binding(), op.out.binding()];
     rec.dispatch(&pipeline, bytemuck::bytes_of(&merge), &bindings, [params.heads, 1, 1])
 }

@@ -19,6 +19,7 @@ struct Params {
     blocks: u32,
     first: u32,
     n: u32,
+    scale: f32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +55,7 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Embed<'_, Wgsl>) 
             blocks: args.u32(round_up(width, BLOCK) / BLOCK)?,
             first: args.u32(part.rows.start)?,
             n: args.u32(part.rows.len())?,
+            scale: op.scale,
         };
         let bindings =
             std::iter::once(op.ids.binding()).chain(part.bindings()).chain([op.out.binding()]).collect::<Vec<_>>();

@@ -1,9 +1,10 @@
-//! RMSNorm.
+//! RMSNorm and LayerNorm.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::tensor::Args;
-use super::{Kernel, Wgsl};
+use super::tensor::{Args, Tensor};
+use super::{Kernel, Wgsl, act_part, enables};
+use crate::config::NormKind;
 use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::gpu::{GpuKind, Recording, ShaderSpec};
@@ -21,25 +22,55 @@ struct Params {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
+    /// Element type of the output.
+    out: Scalar,
+    kind: NormKind,
+    bias: bool,
+    add: bool,
     threads: u32,
 }
 
 impl Variant {
-    pub const ALL: [Variant; 2] = [Variant { threads: 16 }, Variant { threads: 128 }];
+    pub fn all(activation: Scalar) -> impl Iterator<Item = Self> {
+        let gpus = [GpuKind::Software, GpuKind::Discrete];
+        let flags = [(false, false), (false, true), (true, false), (true, true)];
+        [NormKind::Rms, NormKind::Layer].into_iter().flat_map(move |kind| {
+            flags
+                .into_iter()
+                .flat_map(move |(bias, add)| gpus.map(|gpu| Self::choose(activation, kind, bias, add, gpu)))
+        })
+    }
 
     /// The same for every row count, since it decides the order of the sum. A software GPU pays for each step of the reduction.
-    pub const fn choose(kind: GpuKind) -> Self {
-        match kind {
-            GpuKind::Software => Variant { threads: 16 },
-            _ => Variant { threads: 128 },
-        }
+    pub const fn choose(activation: Scalar, kind: NormKind, bias: bool, add: bool, gpu: GpuKind) -> Self {
+        let threads = match gpu {
+            GpuKind::Software => 16,
+            _ => 128,
+        };
+        let out = if add { Scalar::F32 } else { activation };
+        Self { out, kind, bias, add, threads }
     }
 
     pub fn spec(self) -> ShaderSpec {
         ShaderSpec {
-            name: format!("norm {} threads", self.threads),
-            header: String::new(),
-            parts: Vec::new(),
+            name: format!(
+                "norm {:?} {:?} bias={} add={} {} threads",
+                self.out, self.kind, self.bias, self.add, self.threads
+            ),
+            header: format!(
+                "{}const LAYER = {};\nconst ADD = {};\n",
+                enables(self.out),
+                self.kind == NormKind::Layer,
+                self.add
+            ),
+            parts: vec![
+                act_part(self.out),
+                if self.bias {
+                    include_str!("../../../shaders/lib/norm_bias.wgsl")
+                } else {
+                    include_str!("../../../shaders/lib/norm_no_bias.wgsl")
+                },
+            ],
             op: include_str!("../../../shaders/norm.wgsl"),
             entry: "norm",
             overrides: vec![("THREADS", f64::from(self.threads))],
@@ -53,7 +84,11 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Norm<'_, Wgsl>) -
     args.ensure(op.width > 0 && op.width.is_multiple_of(4), || format!("width {}", op.width))?;
     args.holds("x", op.x, Scalar::F32, op.rows.end, op.width)?;
     args.holds("weight", op.weight, Scalar::F32, 1, op.width)?;
-    args.holds("out", op.out, Scalar::F32, op.rows.end, op.width)?;
+    let variant = Variant::choose(kernels.activation, op.kind, op.bias.is_some(), op.add, kernels.kind);
+    args.holds("out", op.out, variant.out, op.rows.end, op.width)?;
+    if let Some(bias) = op.bias {
+        args.holds("bias", bias, Scalar::F32, 1, op.width)?;
+    }
     let rows = args.count(&op.rows)?;
     let params = Params {
         rows: args.u32(rows)?,
@@ -62,7 +97,8 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Norm<'_, Wgsl>) -
         inverse_width: 1.0 / op.width as f32,
         eps: op.eps,
     };
-    let pipeline = kernels.pipeline(Kernel::Norm(Variant::choose(kernels.kind)))?;
-    let bindings = [op.x.binding(), op.weight.binding(), op.out.binding()];
+    let pipeline = kernels.pipeline(Kernel::Norm(variant))?;
+    let bindings: Vec<_> =
+        [Some(op.x), Some(op.weight), op.bias, Some(op.out)].into_iter().flatten().map(Tensor::binding).collect();
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, args.grid(rows, kernels.max_groups())?)
 }

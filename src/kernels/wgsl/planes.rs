@@ -1,14 +1,14 @@
 //! Weight formats as the shaders read them: a file's blocks repacked, bits unchanged, into planes of whole words.
 //!
 //! WGSL reads 32-bit words, and blocks of 18 or 34 bytes straddle them. So the quants of a row come first, in order of `k`, in rows padded with
-//! zeros to whole blocks of 32 elements (a multiple of 16 bytes); scales, and the minima of Q4_1, lie in a plane of their own. `shaders/lib/weight_*`
-//! are the other side of this layout.
-
-use half::f16;
+//! zeros to whole blocks of 32 elements (a multiple of 16 bytes); scales and minima lie in a plane of their own, in words of whole blocks. Where
+//! codes have 3, 5 or 6 bits, their low and high bits stay apart as in the file. `shaders/lib/weight_*` are the other side of this layout.
+//! The planes take what the file takes, give or take 2%.
 
 use crate::dtype::Dtype;
+use crate::kernels::cpu;
 
-/// Elements that a row's length is padded to; also the block length of the quantised formats.
+/// Elements that a row's length is padded to; also the block length of the quantised formats without super-blocks.
 pub(super) const BLOCK: usize = 32;
 
 /// Bytes of a row in each plane.
@@ -16,19 +16,30 @@ pub(super) const BLOCK: usize = 32;
 pub(super) struct RowBytes {
     /// The elements themselves; a multiple of 16.
     pub quants: usize,
-    /// f16 scales, or pairs of f16 scale and minimum; 0 for formats without, else a multiple of 4.
+    /// Scales, minima and stray high bits; 0 for formats without, else a multiple of 4.
     pub scales: usize,
 }
 
 impl RowBytes {
     pub fn new(format: Dtype, width: usize) -> Self {
         let blocks = width.div_ceil(BLOCK);
+        let bytes = |quants: usize, scales: usize| {
+            let n = if format.block_len() > BLOCK { width.div_ceil(format.block_len()) } else { blocks };
+            Self { quants: n * quants, scales: n * scales }
+        };
         match format {
-            Dtype::F32 => Self { quants: blocks * 128, scales: 0 },
-            Dtype::F16 | Dtype::Bf16 => Self { quants: blocks * 64, scales: 0 },
-            Dtype::Q8_0 => Self { quants: blocks * 32, scales: blocks.div_ceil(2) * 4 },
-            Dtype::Q4_0 => Self { quants: blocks * 16, scales: blocks.div_ceil(2) * 4 },
-            Dtype::Q4_1 => Self { quants: blocks * 16, scales: blocks * 4 },
+            Dtype::F32 => bytes(128, 0),
+            Dtype::F16 | Dtype::Bf16 => bytes(64, 0),
+            Dtype::Q8_0 => Self { scales: blocks.div_ceil(2) * 4, ..bytes(32, 0) },
+            Dtype::Q4_0 | Dtype::Iq4Nl => Self { scales: blocks.div_ceil(2) * 4, ..bytes(16, 0) },
+            Dtype::Q4_1 => bytes(16, 4),
+            Dtype::Q5_0 => Self { scales: blocks.div_ceil(2) * 12, ..bytes(16, 0) },
+            Dtype::Q5_1 => bytes(16, 8),
+            Dtype::Q2K => bytes(64, 20),
+            Dtype::Q3K => bytes(64 + 32, 16),
+            Dtype::Q4K => bytes(128, 16),
+            Dtype::Q5K => bytes(128 + 32, 16),
+            Dtype::Q6K => bytes(128 + 64, 20),
         }
     }
 
@@ -39,89 +50,166 @@ impl RowBytes {
 
 /// Repacks one row of the file. `quants` and `scales` are a row of each plane, zeroed; what the row does not reach stays zero.
 pub(super) fn repack(format: Dtype, row: &[u8], quants: &mut [u8], scales: &mut [u8]) {
-    let blocks = row.chunks_exact(format.block_bytes());
-    match format {
-        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => quants[..row.len()].copy_from_slice(row),
-        Dtype::Q8_0 => {
-            let places = quants.chunks_exact_mut(32).zip(scales.chunks_exact_mut(2));
-            for (block, (quants, scale)) in blocks.zip(places) {
-                scale.copy_from_slice(&block[..2]);
-                quants.copy_from_slice(&block[2..]);
-            }
+    if RowBytes::new(format, BLOCK).scales == 0 {
+        return quants[..row.len()].copy_from_slice(row);
+    }
+    // Bytes of a block, or super-block, in each plane.
+    let bytes = RowBytes::new(format, 2 * format.block_len());
+    let (q_bytes, s_bytes) = (bytes.quants / 2, bytes.scales / 2);
+    for (i, block) in row.chunks_exact(format.block_bytes()).enumerate() {
+        let q = &mut quants[i * q_bytes..(i + 1) * q_bytes];
+        if format == Dtype::Q5_0 {
+            // Three words for two blocks: the fifth bits of each, then both scales.
+            let pair = &mut scales[i / 2 * 12..(i / 2 + 1) * 12];
+            pair[4 * (i % 2)..][..4].copy_from_slice(&block[2..6]);
+            pair[8 + 2 * (i % 2)..][..2].copy_from_slice(&block[..2]);
+            in_order::<4, 16>(&block[6..], q);
+        } else {
+            repack_block(format, block, q, &mut scales[i * s_bytes..(i + 1) * s_bytes]);
         }
-        Dtype::Q4_0 => {
-            let places = quants.chunks_exact_mut(16).zip(scales.chunks_exact_mut(2));
-            for (block, (quants, scale)) in blocks.zip(places) {
-                scale.copy_from_slice(&block[..2]);
-                nibbles_in_order(&block[2..], quants);
-            }
+    }
+}
+
+/// Repacks a block of a format whose blocks have places of their own in both planes.
+fn repack_block(format: Dtype, block: &[u8], q: &mut [u8], s: &mut [u8]) {
+    match format {
+        Dtype::Q8_0 => {
+            s.copy_from_slice(&block[..2]);
+            q.copy_from_slice(&block[2..]);
+        }
+        Dtype::Q4_0 | Dtype::Iq4Nl => {
+            s.copy_from_slice(&block[..2]);
+            in_order::<4, 16>(&block[2..], q);
         }
         Dtype::Q4_1 => {
-            let places = quants.chunks_exact_mut(16).zip(scales.chunks_exact_mut(4));
-            for (block, (quants, scale_and_min)) in blocks.zip(places) {
-                scale_and_min.copy_from_slice(&block[..4]);
-                nibbles_in_order(&block[4..], quants);
+            s.copy_from_slice(&block[..4]);
+            in_order::<4, 16>(&block[4..], q);
+        }
+        Dtype::Q5_1 => {
+            s[..4].copy_from_slice(&block[4..8]);
+            s[4..].copy_from_slice(&block[..4]);
+            in_order::<4, 16>(&block[8..], q);
+        }
+        Dtype::Q2K => {
+            s[..16].copy_from_slice(&block[..16]);
+            s[16..].copy_from_slice(&block[80..]);
+            in_order::<2, 32>(&block[16..80], q);
+        }
+        Dtype::Q3K => {
+            s[..14].copy_from_slice(&block[96..]);
+            in_order::<2, 32>(&block[32..96], &mut q[..64]);
+            in_order::<1, 32>(&block[..32], &mut q[64..]);
+        }
+        Dtype::Q4K => {
+            scales_in_order(&block[..16], s);
+            in_order::<4, 32>(&block[16..], q);
+        }
+        Dtype::Q5K => {
+            scales_in_order(&block[..16], s);
+            in_order::<4, 32>(&block[48..], &mut q[..128]);
+            in_order::<1, 32>(&block[16..48], &mut q[128..]);
+        }
+        Dtype::Q6K => {
+            s[..18].copy_from_slice(&block[192..]);
+            in_order::<4, 64>(&block[..128], &mut q[..128]);
+            in_order::<2, 32>(&block[128..192], &mut q[128..]);
+        }
+        // Rows without scales are copied whole, and pairs of Q5_0 blocks share words.
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::Q5_0 => {}
+    }
+}
+
+/// Codes of `BITS` bits: of each `RUN` bytes of ggml's, byte `l` holds elements `l`, `l + RUN`, `l + 2 RUN` …, low bits first; ours holds neighbours,
+/// so that eight of them share a word.
+fn in_order<const BITS: usize, const RUN: usize>(ggml: &[u8], ours: &mut [u8]) {
+    let n = 8 / BITS;
+    let mask = 0xffu8 >> (8 - BITS);
+    for (ggml, ours) in ggml.as_chunks::<RUN>().0.iter().zip(ours.as_chunks_mut::<RUN>().0) {
+        for i in 0..n {
+            for t in 0..RUN / n {
+                let codes = ggml[t * n..(t + 1) * n].iter().enumerate();
+                ours[i * (RUN / n) + t] =
+                    codes.fold(0, |byte, (u, q)| byte | (((q >> (BITS * i)) & mask) << (BITS * u)));
             }
         }
     }
 }
 
-/// ggml's byte `j` holds elements `j` and `j + 16`; ours holds `2j` and `2j + 1`, low nibble first, so that eight neighbours share a word.
-fn nibbles_in_order(ggml: &[u8], ours: &mut [u8]) {
+/// Scale and minimum factors of Q4_K and Q5_K stay; of eight scales and eight minima of 6 bits, which ggml packs in two ways, come first the low
+/// nibbles, a byte for both, then the high bit pairs, a nibble for both.
+fn scales_in_order(ggml: &[u8], ours: &mut [u8]) {
+    ours[..4].copy_from_slice(&ggml[..4]);
+    let s = &ggml[4..16];
     for j in 0..8 {
-        let (a, b) = (ggml[2 * j], ggml[2 * j + 1]);
-        ours[j] = (a & 15) | (b << 4);
-        ours[j + 8] = (a >> 4) | (b & 0xf0);
+        let (scale, least) = if j < 4 {
+            (s[j] & 63, s[j + 4] & 63)
+        } else {
+            ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
+        };
+        ours[4 + j] = (scale & 15) | (least << 4);
+        ours[12 + j / 2] |= ((scale >> 4) | (least >> 4 << 2)) << (4 * (j % 2));
     }
 }
 
 /// One row of the file as a row of the F32 plane.
 pub(super) fn repack_as_f32(format: Dtype, row: &[u8], quants: &mut [u8]) {
-    for (block, out) in row.chunks_exact(format.block_bytes()).zip(quants.chunks_mut(4 * format.block_len())) {
-        for (i, out) in out.chunks_exact_mut(4).enumerate() {
-            out.copy_from_slice(&element(format, block, i).to_le_bytes());
-        }
-    }
-}
-
-/// Element `i` of a block of the file.
-fn element(format: Dtype, block: &[u8], i: usize) -> f32 {
-    let half_at = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-    let nibble = |start: usize| f32::from(if i < 16 { block[start + i] & 15 } else { block[start + i - 16] >> 4 });
-    match format {
-        Dtype::F32 => f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
-        Dtype::F16 => half_at(0),
-        Dtype::Bf16 => f32::from_bits(u32::from(u16::from_le_bytes([block[0], block[1]])) << 16),
-        Dtype::Q8_0 => half_at(0) * f32::from(block[2 + i].cast_signed()),
-        Dtype::Q4_0 => half_at(0) * (nibble(2) - 8.0),
-        Dtype::Q4_1 => half_at(0).mul_add(nibble(4), half_at(2)),
-    }
+    let mut values = vec![0.0; row.len() / format.block_bytes() * format.block_len()];
+    cpu::decode(format, row, &mut values);
+    quants[..4 * values.len()].copy_from_slice(bytemuck::cast_slice(&values));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The inverse of [`repack`].
-    fn restore(format: Dtype, width: usize, quants: &[u8], scales: &[u8]) -> Vec<u8> {
-        let mut row = Vec::new();
-        for block in 0..width / format.block_len() {
-            let scale = match format {
-                Dtype::F32 | Dtype::F16 | Dtype::Bf16 => 0,
-                Dtype::Q8_0 | Dtype::Q4_0 => 2,
-                Dtype::Q4_1 => 4,
-            };
-            row.extend_from_slice(&scales[scale * block..scale * (block + 1)]);
-            let bytes = format.block_bytes() - scale;
-            let quants = &quants[bytes * block..bytes * (block + 1)];
-            if matches!(format, Dtype::Q4_0 | Dtype::Q4_1) {
-                let nibble = |k: usize| (quants[k / 2] >> (4 * (k % 2))) & 15;
-                row.extend((0..16).map(|j| nibble(j) | (nibble(j + 16) << 4)));
-            } else {
-                row.extend_from_slice(quants);
-            }
+    /// Codes in order, back to ggml's order.
+    fn ggml_order(bits: usize, run: usize, ours: &[u8]) -> Vec<u8> {
+        let n = 8 / bits;
+        let code = |e: usize| (u32::from(ours[e / n]) >> (bits * (e % n))) & ((1 << bits) - 1);
+        let byte = |at: usize| {
+            let (group, l) = (at / run, at % run);
+            (0..n).map(|i| code(group * run * n + run * i + l) << (bits * i)).sum::<u32>() as u8
+        };
+        (0..ours.len()).map(byte).collect()
+    }
+
+    /// The inverse of `scales_in_order`.
+    fn ggml_scales(ours: &[u8]) -> Vec<u8> {
+        let high = |j: usize| (ours[12 + j / 2] >> (4 * (j % 2))) & 15;
+        let scale = |j: usize| (ours[4 + j] & 15) | ((high(j) & 3) << 4);
+        let least = |j: usize| (ours[4 + j] >> 4) | ((high(j) >> 2) << 4);
+        let mut bytes = ours[..4].to_vec();
+        bytes.extend((0..4).map(|j| scale(j) | (scale(j + 4) >> 4 << 6)));
+        bytes.extend((0..4).map(|j| least(j) | (least(j + 4) >> 4 << 6)));
+        bytes.extend((4..8).map(|j| (scale(j) & 15) | (least(j) << 4)));
+        bytes
+    }
+
+    /// Block `i` of the row from which [`repack`] made the planes.
+    fn restore(format: Dtype, i: usize, quants: &[u8], scales: &[u8]) -> Vec<u8> {
+        if format.block_len() == 1 {
+            return quants[format.block_bytes() * i..format.block_bytes() * (i + 1)].to_vec();
         }
-        row
+        let bytes = RowBytes::new(format, 2 * format.block_len());
+        let (q, s) = (&quants[bytes.quants / 2 * i..], &scales[bytes.scales / 2 * i..]);
+        match format {
+            Dtype::Q8_0 => [&s[..2], &q[..32]].concat(),
+            Dtype::Q4_0 | Dtype::Iq4Nl => [&s[..2], &ggml_order(4, 16, &q[..16])].concat(),
+            Dtype::Q4_1 => [&s[..4], &ggml_order(4, 16, &q[..16])].concat(),
+            Dtype::Q5_0 => {
+                let pair = &scales[i / 2 * 12..];
+                [&pair[8 + i % 2 * 2..][..2], &pair[i % 2 * 4..][..4], &ggml_order(4, 16, &q[..16])].concat()
+            }
+            Dtype::Q5_1 => [&s[4..8], &s[..4], &ggml_order(4, 16, &q[..16])].concat(),
+            Dtype::Q2K => [&s[..16], &ggml_order(2, 32, &q[..64]), &s[16..20]].concat(),
+            Dtype::Q3K => [&*ggml_order(1, 32, &q[64..96]), &ggml_order(2, 32, &q[..64]), &s[..14]].concat(),
+            Dtype::Q4K => [ggml_scales(&s[..16]), ggml_order(4, 32, &q[..128])].concat(),
+            Dtype::Q5K => {
+                [ggml_scales(&s[..16]), ggml_order(1, 32, &q[128..160]), ggml_order(4, 32, &q[..128])].concat()
+            }
+            Dtype::Q6K => [&*ggml_order(4, 64, &q[..128]), &ggml_order(2, 32, &q[128..192]), &s[..18]].concat(),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn noise(len: usize) -> Vec<u8> {
@@ -138,13 +226,15 @@ mod tests {
     #[test]
     fn every_format_comes_back_bit_for_bit() {
         for format in Dtype::ALL {
-            for width in [32, 96, 576, 4, 100].into_iter().filter(|w| w % format.block_len() == 0) {
+            for width in [32, 96, 576, 4, 100, 256, 768].into_iter().filter(|w| w % format.block_len() == 0) {
                 let row = noise(format.bytes(width).unwrap());
                 let bytes = RowBytes::new(format, width);
                 assert!(bytes.quants.is_multiple_of(16) && bytes.scales.is_multiple_of(4));
                 let (mut quants, mut scales) = (vec![0; bytes.quants], vec![0; bytes.scales]);
                 repack(format, &row, &mut quants, &mut scales);
-                assert_eq!(restore(format, width, &quants, &scales), row, "{format:?} {width}");
+                let blocks = (0..width / format.block_len()).flat_map(|i| restore(format, i, &quants, &scales));
+                assert_eq!(blocks.collect::<Vec<_>>(), row, "{format:?} {width}");
+                assert!(bytes.total() <= row.len().max(64) * 103 / 100 + 128, "{format:?} {width}: {bytes:?}");
                 let used = format.bytes(width).unwrap() - row.len() % 4;
                 assert!(quants.iter().skip(used).all(|&byte| byte == 0), "{format:?} {width}: padding");
             }

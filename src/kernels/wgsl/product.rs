@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::matrix::{Matrix, Part};
 use super::planes::BLOCK;
 use super::tensor::Args;
-use super::{Kernel, Wgsl, weight_part};
+use super::{Kernel, Wgsl, act_part, enables, weight_part};
 use crate::dims::round_up;
 use crate::dtype::{Dtype, Scalar};
 use crate::error::Result;
@@ -18,19 +18,49 @@ pub(super) const MAX_TILE_M: u32 = 64;
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(super) struct Params {
-    rows: u32,
+    pub rows: u32,
     x_start: u32,
     width4: u32,
     blocks: u32,
-    n: u32,
-    out_start: u32,
-    out_stride: u32,
+    pub n: u32,
+    pub out_start: u32,
+    pub out_stride: u32,
+    first: u32,
+}
+
+/// Element types of a product's input and output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Types {
+    pub x: Scalar,
+    pub out: Scalar,
+}
+
+impl Types {
+    /// Every pair that kernels with this activation type meet under an epilogue.
+    pub fn all(activation: Scalar, epilogue: Epilogue) -> Vec<Self> {
+        let pair = |out| Self { x: activation, out };
+        match epilogue {
+            Epilogue::Add => vec![pair(Scalar::F32)],
+            Epilogue::Store if activation != Scalar::F32 => vec![pair(activation), pair(Scalar::F32)],
+            _ => vec![pair(activation)],
+        }
+    }
+
+    pub const fn of(op: &Product<'_, Wgsl>) -> Self {
+        Self { x: op.x.scalar, out: op.out.scalar }
+    }
+
+    pub fn name(self) -> String {
+        format!("{:?}->{:?}", self.x, self.out)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
+    types: Types,
     weight: Dtype,
     epilogue: Epilogue,
+    bias: bool,
     tile: Tile,
 }
 
@@ -80,12 +110,8 @@ impl Tile {
 
 impl Variant {
     /// Every variant for a weight format and an epilogue.
-    pub fn all(weight: Dtype, epilogue: Epilogue) -> impl Iterator<Item = Self> {
-        Tile::SOFTWARE.into_iter().chain(Tile::HARDWARE).map(move |tile| Self { weight, epilogue, tile })
-    }
-
-    pub fn choose(weight: Dtype, epilogue: Epilogue, kind: GpuKind, rows: usize, n: usize) -> Self {
-        Self { weight, epilogue, tile: Tile::choose(kind, rows, n) }
+    pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
+        Tile::SOFTWARE.into_iter().chain(Tile::HARDWARE).map(move |tile| Self { types, weight, epilogue, bias, tile })
     }
 
     pub fn spec(self) -> ShaderSpec {
@@ -99,9 +125,18 @@ impl Variant {
             ("W_TILE", n * step / 4),
         ];
         ShaderSpec {
-            name: format!("product {} {:?} {m}x{n}x{step}/{thread}", self.weight.name(), self.epilogue),
-            header: format!("const THREAD_TILE: u32 = {thread}u;\nconst STEP: u32 = {step}u;\n"),
-            parts: parts(self.weight, self.epilogue),
+            name: format!(
+                "product {} {} {:?} bias={} {m}x{n}x{step}/{thread}",
+                self.types.name(),
+                self.weight.name(),
+                self.epilogue,
+                self.bias
+            ),
+            header: format!(
+                "{}const THREAD_TILE: u32 = {thread}u;\nconst STEP: u32 = {step}u;\n",
+                enables(self.types.x)
+            ),
+            parts: parts(self.types, self.weight, self.epilogue, self.bias),
             op: include_str!("../../../shaders/product.wgsl"),
             entry: "product",
             overrides: overrides.map(|(name, value)| (name, f64::from(value))).to_vec(),
@@ -115,21 +150,49 @@ impl Variant {
     }
 }
 
-/// The parts of a product's shader: parameters, weight format, epilogue.
-pub(super) fn parts(weight: Dtype, epilogue: Epilogue) -> Vec<&'static str> {
-    let finish = match epilogue {
+/// The parts of a product's shader: types, parameters, weight format, bias, epilogue.
+pub(super) fn parts(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> Vec<&'static str> {
+    let mut parts = input_parts(types, weight, bias);
+    parts.push(finish_part(epilogue));
+    parts
+}
+
+/// All but the epilogue.
+pub(super) fn input_parts(types: Types, weight: Dtype, bias: bool) -> Vec<&'static str> {
+    let out = match types.out {
+        Scalar::F16 => include_str!("../../../shaders/lib/out_f16.wgsl"),
+        _ => include_str!("../../../shaders/lib/out_f32.wgsl"),
+    };
+    let bias = if bias {
+        include_str!("../../../shaders/lib/bias.wgsl")
+    } else {
+        include_str!("../../../shaders/lib/no_bias.wgsl")
+    };
+    let params = include_str!("../../../shaders/lib/product_params.wgsl");
+    vec![act_part(types.x), out, params, weight_part(weight), bias]
+}
+
+pub(super) const fn finish_part(epilogue: Epilogue) -> &'static str {
+    match epilogue {
         Epilogue::Store => include_str!("../../../shaders/lib/finish_store.wgsl"),
         Epilogue::Add => include_str!("../../../shaders/lib/finish_add.wgsl"),
         Epilogue::SwiGlu => include_str!("../../../shaders/lib/finish_swiglu.wgsl"),
-    };
-    vec![include_str!("../../../shaders/lib/product_params.wgsl"), weight_part(weight), finish]
+        Epilogue::GeGlu => include_str!("../../../shaders/lib/finish_geglu.wgsl"),
+        Epilogue::Gelu => include_str!("../../../shaders/lib/finish_gelu.wgsl"),
+    }
 }
 
 pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>) -> Result<()> {
-    let rows = check(Args("product"), op)?;
+    let rows = check(Args("product"), kernels, op)?;
     for part in op.weight.parts() {
         let params = params(Args("product"), op, part)?;
-        let variant = Variant::choose(part.format, op.epilogue, kernels.kind, rows, part.rows.len());
+        let variant = Variant {
+            types: Types::of(op),
+            weight: part.format,
+            epilogue: op.epilogue,
+            bias: op.bias.is_some(),
+            tile: Tile::choose(kernels.kind, rows, part.rows.len()),
+        };
         let pipeline = kernels.pipeline(Kernel::Product(variant))?;
         let grid = variant.grid(params.rows, params.n);
         rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings(op, part), grid)?;
@@ -138,25 +201,33 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>
 }
 
 /// Number of rows, once all arguments are known to agree.
-pub(super) fn check(args: Args, op: &Product<'_, Wgsl>) -> Result<usize> {
+pub(super) fn check(args: Args, kernels: &Wgsl, op: &Product<'_, Wgsl>) -> Result<usize> {
     let rows = args.count(&op.rows)?;
-    args.holds("x", op.x, Scalar::F32, op.rows.end, op.weight.width())?;
-    args.holds("out", op.out, Scalar::F32, args.end(op.out_row, rows)?, out_width(op.weight, op.epilogue))?;
-    args.ensure(op.epilogue != Epilogue::SwiGlu || op.weight.order() == RowOrder::Alternating, || {
-        "the rows of a SwiGLU matrix alternate between gate and up".to_owned()
+    let out_scalar = match op.epilogue {
+        Epilogue::Add => Scalar::F32,
+        Epilogue::Store if op.out.scalar == Scalar::F32 => Scalar::F32,
+        _ => kernels.activation,
+    };
+    args.holds("x", op.x, kernels.activation, op.rows.end, op.weight.width())?;
+    args.holds("out", op.out, out_scalar, args.end(op.out_row, rows)?, out_width(op.weight, op.epilogue))?;
+    if let Some(bias) = op.bias {
+        args.holds("bias", bias, Scalar::F32, 1, op.weight.rows())?;
+    }
+    args.ensure(!op.epilogue.gated() || op.weight.order() == RowOrder::Alternating, || {
+        "the rows of a gated matrix alternate between gate and up".to_owned()
     })?;
     Ok(rows)
 }
 
 fn out_width(weight: &Matrix, epilogue: Epilogue) -> usize {
-    if epilogue == Epilogue::SwiGlu { weight.rows() / 2 } else { weight.rows() }
+    if epilogue.gated() { weight.rows() / 2 } else { weight.rows() }
 }
 
 /// Parameters for one part of a checked product.
 pub(super) fn params(args: Args, op: &Product<'_, Wgsl>, part: &Part) -> Result<Params> {
     let width = op.weight.width();
     let out_width = out_width(op.weight, op.epilogue);
-    let column = if op.epilogue == Epilogue::SwiGlu { part.rows.start / 2 } else { part.rows.start };
+    let column = if op.epilogue.gated() { part.rows.start / 2 } else { part.rows.start };
     Ok(Params {
         rows: args.u32(op.rows.len())?,
         x_start: args.u32(op.rows.start * width / 4)?,
@@ -165,9 +236,11 @@ pub(super) fn params(args: Args, op: &Product<'_, Wgsl>, part: &Part) -> Result<
         n: args.u32(part.rows.len())?,
         out_start: args.u32(op.out_row * out_width + column)?,
         out_stride: args.u32(out_width)?,
+        first: args.u32(part.rows.start)?,
     })
 }
 
 pub(super) fn bindings<'a>(op: &Product<'a, Wgsl>, part: &'a Part) -> Vec<Binding<'a>> {
-    std::iter::once(op.x.binding()).chain(part.bindings()).chain([op.out.binding()]).collect()
+    let bias = op.bias.map(|bias| bias.binding());
+    std::iter::once(op.x.binding()).chain(part.bindings()).chain(bias).chain([op.out.binding()]).collect()
 }

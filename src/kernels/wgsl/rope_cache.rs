@@ -1,14 +1,14 @@
-//! Rotary embedding and the write into the K/V cache.
+//! The norm of heads, rotary embedding and the write into the K/V cache.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::tensor::Args;
-use super::{Kernel, Wgsl, kv_part};
+use super::{Kernel, Wgsl, act_part, enables, kv_part};
 use crate::config::RopePairs;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::Result;
 use crate::gpu::{Recording, ShaderSpec};
-use crate::kernels::RopeCache;
+use crate::kernels::{HeadNorm, RopeCache};
 
 /// Threads of a workgroup; as in the shader.
 const THREADS: usize = 64;
@@ -23,17 +23,32 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head4: u32,
+    rotary4: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormParams {
+    count: u32,
+    start4: u32,
+    per_row: u32,
+    heads: u32,
+    kv_heads: u32,
+    head4: u32,
+    inverse_width: f32,
+    eps: f32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
+    activation: Scalar,
     kv: KvDtype,
     adjacent: bool,
 }
 
 impl Variant {
-    pub fn new(kv: KvDtype, pairs: RopePairs) -> Self {
-        Self { kv, adjacent: pairs == RopePairs::Adjacent }
+    pub fn new(activation: Scalar, kv: KvDtype, pairs: RopePairs) -> Self {
+        Self { activation, kv, adjacent: pairs == RopePairs::Adjacent }
     }
 
     pub fn spec(self) -> ShaderSpec {
@@ -43,14 +58,31 @@ impl Variant {
             include_str!("../../../shaders/lib/pairs_halves.wgsl")
         };
         ShaderSpec {
-            name: format!("rope_cache {:?} {}", self.kv, if self.adjacent { "adjacent" } else { "halves" }),
-            header: String::new(),
-            parts: vec![kv_part(self.kv), pairs],
+            name: format!(
+                "rope_cache {:?} {:?} {}",
+                self.activation,
+                self.kv,
+                if self.adjacent { "adjacent" } else { "halves" }
+            ),
+            header: enables(self.activation),
+            parts: vec![act_part(self.activation), kv_part(self.kv), pairs],
             op: include_str!("../../../shaders/rope_cache.wgsl"),
             entry: "rope_cache",
             overrides: Vec::new(),
             checked: false,
         }
+    }
+}
+
+pub(super) fn norm_spec(activation: Scalar) -> ShaderSpec {
+    ShaderSpec {
+        name: format!("head_norm {activation:?}"),
+        header: enables(activation),
+        parts: vec![act_part(activation)],
+        op: include_str!("../../../shaders/head_norm.wgsl"),
+        entry: "head_norm",
+        overrides: Vec::new(),
+        checked: false,
     }
 }
 
@@ -60,12 +92,18 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgs
     args.heads(dims)?;
     let rows = args.count(&op.rows)?;
     let end = args.end(op.position, rows)?;
-    args.holds("qkv", op.qkv, Scalar::F32, op.rows.end, dims.qkv_width())?;
-    args.holds("angles", op.angles, Scalar::F32, end, dims.head_dim)?;
+    args.holds("qkv", op.qkv, kernels.activation, op.rows.end, dims.qkv_width())?;
+    args.ensure(op.rotary.is_multiple_of(4) && op.rotary <= dims.head_dim, || {
+        format!("{} rotary elements", op.rotary)
+    })?;
+    args.holds("angles", op.angles, Scalar::F32, end, op.rotary)?;
     let kv = op.k.kv();
     args.holds("k", op.k, kv.scalar(), end, dims.kv_width())?;
     args.holds("v", op.v, kv.scalar(), end, dims.kv_width())?;
     let per_row = dims.qkv_width() / 4;
+    if let Some(norm) = &op.norm {
+        norm_heads(kernels, rec, op, norm, rows)?;
+    }
     let params = Params {
         count: args.u32(rows * per_row)?,
         per_row: args.u32(per_row)?,
@@ -74,9 +112,36 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgs
         heads: args.u32(dims.heads)?,
         kv_heads: args.u32(dims.kv_heads)?,
         head4: args.u32(dims.head_dim / 4)?,
+        rotary4: args.u32(op.rotary / 4)?,
     };
-    let pipeline = kernels.pipeline(Kernel::RopeCache(Variant::new(kv, op.pairs)))?;
+    let pipeline = kernels.pipeline(Kernel::RopeCache(Variant::new(kernels.activation, kv, op.pairs)))?;
     let bindings = [op.angles.binding(), op.qkv.binding(), op.k.binding(), op.v.binding()];
     let grid = args.grid((rows * per_row).div_ceil(THREADS), kernels.max_groups())?;
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, grid)
+}
+
+fn norm_heads(
+    kernels: &Wgsl,
+    rec: &mut Recording,
+    op: &RopeCache<'_, Wgsl>,
+    norm: &HeadNorm<'_, Wgsl>,
+    rows: usize,
+) -> Result<()> {
+    let (args, dims) = (Args("head_norm"), &op.dims);
+    args.holds("q", norm.q, Scalar::F32, 1, dims.head_dim)?;
+    args.holds("k", norm.k, Scalar::F32, 1, dims.head_dim)?;
+    let count = rows * (dims.heads + dims.kv_heads);
+    let params = NormParams {
+        count: args.u32(count)?,
+        start4: args.u32(op.rows.start * dims.qkv_width() / 4)?,
+        per_row: args.u32(dims.qkv_width() / 4)?,
+        heads: args.u32(dims.heads)?,
+        kv_heads: args.u32(dims.kv_heads)?,
+        head4: args.u32(dims.head_dim / 4)?,
+        inverse_width: 1.0 / dims.head_dim as f32,
+        eps: norm.eps,
+    };
+    let pipeline = kernels.pipeline(Kernel::HeadNorm(kernels.activation))?;
+    let bindings = [norm.q.binding(), norm.k.binding(), op.qkv.binding()];
+    rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, args.grid(count, kernels.max_groups())?)
 }

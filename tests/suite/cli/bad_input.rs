@@ -48,7 +48,7 @@ fn generate_says_what_does_not_hold() {
 #[test]
 fn arguments_of_the_wrong_form_are_usage_errors() {
     let model = tiny();
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 21] = [
         (&[], "required"),
         (&["-p", "x", "--tokens", "1"], "cannot be used with"),
         (&["--tokens", "1,x"], "entry 2 of the token ids, `x`"),
@@ -58,8 +58,15 @@ fn arguments_of_the_wrong_form_are_usage_errors() {
         (&["--tokens", "1", "--prefill", "fast"], "runahead"),
         (&["--tokens", "1", "--prefill", "single", "--split", "1"], "--split"),
         (&["--tokens", "1", "--kv", "q8"], "f32"),
-        (&["--tokens", "1", "--temperature", "0.7"], "only 0"),
-        (&["--tokens", "1", "--temperature", "NaN"], "only 0"),
+        (&["--tokens", "1", "--temperature", "warm"], "warm"),
+        (&["--tokens", "1", "--temperature", "-1"], "temperature -1 is not 0 or more"),
+        (&["--tokens", "1", "--temperature", "NaN"], "temperature NaN"),
+        (&["--tokens", "1", "--top-p", "1.5"], "top-p 1.5 is not above 0 and at most 1"),
+        (&["--tokens", "1", "--top-k", "-1"], "-1"),
+        (&["--tokens", "1", "--repeat-penalty", "0"], "repeat penalty 0"),
+        (&["--tokens", "1", "--seed", "-3"], "-3"),
+        (&["--tokens", "1", "--stop", ""], "--stop is empty"),
+        (&["--tokens", "1", "--logprobs", "2"], "--json"),
         (&["--tokens", "1", "-n", "-1"], "-1"),
         (&["--tokens", "1", "-n", "many"], "many"),
         (&["--tokens", "1", "--nonsense"], "--nonsense"),

@@ -79,6 +79,16 @@ fn the_decode_ends() {
 }
 
 #[test]
+fn a_bench_ends() {
+    for devices in ["cpu", "0,cpu"] {
+        let args = ["bench", "--synthetic", "smollm2-135m", "-p", "8192", "--devices", devices, "-o", "json"];
+        let child = start(&args);
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(assert_ends(child, "bench"), "", "{devices}");
+    }
+}
+
+#[test]
 fn waiting_for_stdin_ends() {
     let child = start(&["generate", "-f", "-"]);
     std::thread::sleep(Duration::from_millis(50));

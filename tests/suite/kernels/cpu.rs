@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use runahead::Error;
 use runahead::cancel::{Cancel, Wait};
-use runahead::config::RopePairs;
+use runahead::config::{NormKind, RopePairs};
 use runahead::dtype::{Dtype, Scalar};
 use runahead::kernels::cpu::{Cpu, Level};
-use runahead::kernels::{Attention, Epilogue, HeadDims, Kernels, Norm, Phase, Product, RopeCache};
+use runahead::kernels::{Attention, Epilogue, HeadDims, Kernels, Norm, Phase, Product, RopeCache, ScoreRules};
 
 use super::harness::{read_bytes, read_f32, tensor_from_f32, wait};
 use super::problems::single;
@@ -44,8 +44,11 @@ fn rows_do_not_depend_on_their_batch() {
                 let out = k.tensor("out", Scalar::F32, 37 * n).unwrap();
                 let (mut rec, out_row, x, weight) = (k.begin(), rows.start, &x, &weight);
                 let phase = Phase::Prefill;
-                k.product(&mut rec, Product { x, weight, out: &out, rows: rows.clone(), out_row, epilogue, phase })
-                    .unwrap();
+                k.product(
+                    &mut rec,
+                    Product { x, weight, out: &out, rows: rows.clone(), out_row, epilogue, phase, bias: None },
+                )
+                .unwrap();
                 k.submit(rec, &wait()).unwrap();
                 let n = if epilogue == Epilogue::SwiGlu { n / 2 } else { n };
                 read_bytes(k, &out, rows.start * n..rows.end * n)
@@ -69,7 +72,19 @@ fn rows_do_not_depend_on_their_batch() {
             let mut rec = k.begin();
             let (qkv, k_cache, v, scale) = (&qkv, &keys, &values, 0.3);
             let position = position + rows.start;
-            let op = Attention { qkv, k: k_cache, v, out: &out, rows: rows.clone(), position, dims, scale };
+            let op = Attention {
+                qkv,
+                k: k_cache,
+                v,
+                out: &out,
+                rows: rows.clone(),
+                position,
+                dense_keys: 0,
+                dims,
+                scale,
+                rules: ScoreRules::default(),
+                bias: None,
+            };
             k.attention(&mut rec, op).unwrap();
             k.submit(rec, &wait()).unwrap();
             read_bytes(k, &out, rows.start * dims.q_width()..rows.end * dims.q_width())
@@ -91,8 +106,11 @@ fn a_cancel_ends_a_long_product() {
     let out = k.tensor("out", Scalar::F32, rows * n).unwrap();
     let mut rec = k.begin();
     let (epilogue, phase) = (Epilogue::Store, Phase::Prefill);
-    k.product(&mut rec, Product { x: &x, weight: &weight, out: &out, rows: 0..rows, out_row: 0, epilogue, phase })
-        .unwrap();
+    k.product(
+        &mut rec,
+        Product { x: &x, weight: &weight, out: &out, rows: 0..rows, out_row: 0, epilogue, phase, bias: None },
+    )
+    .unwrap();
     let download = k.download(&mut rec, &out, 0..4).unwrap();
     let cancel = Cancel::new();
     let asked = std::thread::scope(|scope| {
@@ -125,7 +143,8 @@ fn threads_share_an_adapter() {
         for _ in 0..n {
             let (mut rec, x, weight, out) = (k.begin(), &x, &weight, &out);
             let (epilogue, phase) = (Epilogue::Add, Phase::Prefill);
-            k.product(&mut rec, Product { x, weight, out, rows: 0..rows, out_row: 0, epilogue, phase }).unwrap();
+            k.product(&mut rec, Product { x, weight, out, rows: 0..rows, out_row: 0, epilogue, phase, bias: None })
+                .unwrap();
             k.submit(rec, &wait()).unwrap();
         }
     };
@@ -145,13 +164,29 @@ fn refusals_of_this_adapter() {
     let mut rec = k.begin();
     let (a, b) = (k.tensor("a", Scalar::F32, 64).unwrap(), k.tensor("b", Scalar::F32, 64).unwrap());
     let half = k.tensor("half", Scalar::F16, 64).unwrap();
-    let norm = |rec: &mut _, x, out| k.norm(rec, Norm { x, weight: &b, out, rows: 0..1, width: 64, eps: 0.0 });
+    let norm = |rec: &mut _, x, out| {
+        k.norm(
+            rec,
+            Norm { x, weight: &b, out, rows: 0..1, width: 64, eps: 0.0, bias: None, kind: NormKind::Rms, add: false },
+        )
+    };
     assert!(norm(&mut rec, &a, &a).is_err());
     assert!(norm(&mut rec, &half, &a).is_err());
     assert!(norm(&mut rec, &a, &half).is_err());
     let dims = HeadDims { heads: 2, kv_heads: 1, head_dim: 4 };
     let pairs = RopePairs::Adjacent;
-    let rope = RopeCache { qkv: &a, angles: &b, k: &half, v: &half, rows: 0..1, position: 0, dims, pairs };
+    let rope = RopeCache {
+        qkv: &a,
+        angles: &b,
+        k: &half,
+        v: &half,
+        rows: 0..1,
+        position: 0,
+        dims,
+        pairs,
+        rotary: dims.head_dim,
+        norm: None,
+    };
     assert!(k.rope_cache(&mut rec, rope).is_err());
     k.submit(rec, &wait()).unwrap();
     assert!(Cpu::new("cpu", 0).is_err());

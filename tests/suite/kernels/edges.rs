@@ -3,11 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use runahead::Result;
-use runahead::config::RopePairs;
+use runahead::config::{NormKind, RopePairs};
 use runahead::dtype::{Dtype, Scalar};
 use runahead::kernels::{
     ArgMax, Attention, AttentionDecode, Embed, Epilogue, HeadDims, Kernels, MatrixSource, Norm, Phase, Product,
-    RopeCache, RowOrder,
+    RopeCache, RowOrder, ScoreRules,
 };
 
 use super::harness::{
@@ -36,7 +36,7 @@ pub fn downloads_and_writes<K: Kernels>(k: &K) {
     let (zero, one, two) = (tensor_from_u32(k, &[0]), tensor_from_u32(k, &[1]), tensor_from_u32(k, &[2]));
     let out = k.tensor("out", Scalar::F32, activation_rows(k, 0, 1) * 64).unwrap();
     let embed = |rec: &mut K::Recording, ids: &K::Tensor| {
-        k.embed(rec, Embed { ids, table: &table, out: &out, rows: 1 }).unwrap();
+        k.embed(rec, Embed { ids, table: &table, out: &out, rows: 1, scale: 1.0 }).unwrap();
     };
     let mut rec = k.begin();
     embed(&mut rec, &zero);
@@ -83,9 +83,35 @@ pub fn saturation<K: Kernels>(k: &K) {
         let (k_cache, v_cache) = (&keys.tensor, &values.tensor);
         let pairs = RopePairs::Halves;
         let (qkv, angles, out) = (&qkv.tensor, &angles.tensor, &out.tensor);
-        let rope = RopeCache { qkv, angles, k: k_cache, v: v_cache, rows: 0..rows, position: 0, dims, pairs };
+        let rope = RopeCache {
+            qkv,
+            angles,
+            k: k_cache,
+            v: v_cache,
+            rows: 0..rows,
+            position: 0,
+            dims,
+            pairs,
+            rotary: dims.head_dim,
+            norm: None,
+        };
         k.rope_cache(rec, rope)?;
-        k.attention(rec, Attention { qkv, k: k_cache, v: v_cache, out, rows: 0..rows, position: 0, dims, scale })
+        k.attention(
+            rec,
+            Attention {
+                qkv,
+                k: k_cache,
+                v: v_cache,
+                out,
+                rows: 0..rows,
+                position: 0,
+                dense_keys: 0,
+                dims,
+                scale,
+                rules: ScoreRules::default(),
+                bias: None,
+            },
+        )
     });
     let v_at = dims.q_width() + dims.kv_width();
     let got = read_f32(k, Scalar::F16, &values.tensor, 0..rows * dims.kv_width());
@@ -118,7 +144,10 @@ pub fn saturation<K: Kernels>(k: &K) {
             let (input, weight) = (&x.tensor, &matrix);
             if check.run(k, &case, |rec| {
                 let out = &out.tensor;
-                k.product(rec, Product { x: input, weight, out, rows: 0..rows, out_row: 0, epilogue, phase })
+                k.product(
+                    rec,
+                    Product { x: input, weight, out, rows: 0..rows, out_row: 0, epilogue, phase, bias: None },
+                )
             }) {
                 let row = |row: usize| {
                     let sums = reference::product(&x.row(row), &reference::matrix_rows(&source));
@@ -209,14 +238,14 @@ fn bad_rows<K: Kernels>(k: &K, refusals: &mut Refusals) {
     let short_ids = tensor_from_u32(k, &[0; 4]);
 
     let mut embed = |what: &str, ids: &K::Tensor, rows| {
-        refusals.expect_err(what, || k.embed(&mut rec, Embed { ids, table: &table, out: &f32s, rows }));
+        refusals.expect_err(what, || k.embed(&mut rec, Embed { ids, table: &table, out: &f32s, rows, scale: 1.0 }));
     };
     embed("embed: more rows than ids", &short_ids, 5);
     embed("embed: more rows than `out` has", &ids, end);
     embed("embed: rows that overflow", &ids, usize::MAX / 8);
 
     let mut norm = |what: &str, from: &K::Tensor, weight: &K::Tensor, out: &K::Tensor, rows, width| {
-        let op = Norm { x: from, weight, out, rows, width, eps: 1e-5 };
+        let op = Norm { x: from, weight, out, rows, width, eps: 1e-5, bias: None, kind: NormKind::Rms, add: false };
         refusals.expect_err(what, || k.norm(&mut rec, op));
     };
     norm("norm: rows past the end of `x`", &f32s, &weight, &out, held..end, width);
@@ -225,7 +254,7 @@ fn bad_rows<K: Kernels>(k: &K, refusals: &mut Refusals) {
     norm("norm: rows that overflow", &f32s, &weight, &out, far.clone(), width);
 
     let mut product = |what: &str, rows, out_row, phase, epilogue| {
-        let op = Product { x: &x, weight: &matrix, out: &out, rows, out_row, epilogue, phase };
+        let op = Product { x: &x, weight: &matrix, out: &out, rows, out_row, epilogue, phase, bias: None };
         refusals.expect_err(what, || k.product(&mut rec, op));
     };
     let (store, prefill, decode) = (Epilogue::Store, Phase::Prefill, Phase::Decode);
@@ -269,7 +298,8 @@ fn bad_attention<K: Kernels>(k: &K, refusals: &mut Refusals) {
 
     let mut rope = |what: &str, angles: &K::Tensor, rows, position, dims| {
         let (qkv, k_cache, v, pairs) = (&qkv, &keys, &values, RopePairs::Halves);
-        let op = RopeCache { qkv, angles, k: k_cache, v, rows, position, dims, pairs };
+        let op =
+            RopeCache { qkv, angles, k: k_cache, v, rows, position, dims, pairs, rotary: dims.head_dim, norm: None };
         refusals.expect_err(&format!("rope_cache: {what}"), || k.rope_cache(&mut rec, op));
     };
     rope("rows past the end of `qkv`", &angles, held..held + 1, 0, good);
@@ -279,7 +309,19 @@ fn bad_attention<K: Kernels>(k: &K, refusals: &mut Refusals) {
     shapes.iter().for_each(|(what, dims)| rope(what, &angles, 0..1, 0, *dims));
 
     let mut attention = |what: &str, out: &K::Tensor, rows, position, dims| {
-        let op = Attention { qkv: &qkv, k: &keys, v: &values, out, rows, position, dims, scale: 0.25 };
+        let op = Attention {
+            qkv: &qkv,
+            k: &keys,
+            v: &values,
+            out,
+            rows,
+            position,
+            dense_keys: 0,
+            dims,
+            scale: 0.25,
+            rules: ScoreRules::default(),
+            bias: None,
+        };
         refusals.expect_err(&format!("attention: {what}"), || k.attention(&mut rec, op));
     };
     attention("rows past the end of `qkv`", &out, held..held + 1, 0, good);
@@ -290,7 +332,18 @@ fn bad_attention<K: Kernels>(k: &K, refusals: &mut Refusals) {
 
     let mut decode = |what: &str, partial: &K::Tensor, position, dims| {
         let (qkv, k_cache, v, out) = (&qkv, &keys, &values, &out);
-        let op = AttentionDecode { qkv, k: k_cache, v, out, partial, position, dims, scale: 0.25 };
+        let op = AttentionDecode {
+            qkv,
+            k: k_cache,
+            v,
+            out,
+            partial,
+            position,
+            dims,
+            scale: 0.25,
+            rules: ScoreRules::default(),
+            bias: None,
+        };
         refusals.expect_err(&format!("attention_decode: {what}"), || k.attention_decode(&mut rec, op));
     };
     decode("a position past the end of the cache", &partial, cached, good);
@@ -309,10 +362,11 @@ pub fn wrong_references_fail<K: Kernels>(k: &K) {
     let mut check = Check::new(k, "norm");
     check.run(k, "norm", |rec| {
         let (x, weight, out) = (&x.tensor, &weight.tensor, &out.tensor);
-        k.norm(rec, Norm { x, weight, out, rows: 0..rows, width, eps })
+        k.norm(rec, Norm { x, weight, out, rows: 0..rows, width, eps, bias: None, kind: NormKind::Rms, add: false })
     });
-    let want =
-        |eps: f64| -> Vec<_> { (0..rows).map(|row| reference::norm(&x.row(row), &weight.row(0), eps)).collect() };
+    let want = |eps: f64| -> Vec<_> {
+        (0..rows).map(|row| reference::norm(&x.row(row), &weight.row(0), None, eps, NormKind::Rms)).collect()
+    };
     check.changed(k, "right", "out", &out, 0, &want(f64::from(eps)));
     assert!(check.failures().is_empty(), "{:?}", check.failures());
     check.changed(k, "doubled eps", "out", &out, 0, &want(2.0 * f64::from(eps)));
@@ -331,7 +385,22 @@ pub fn wrong_references_fail<K: Kernels>(k: &K) {
     let mut check = Check::new(k, "attention");
     check.run(k, "attention", |rec| {
         let (qkv, k_cache, v, out) = (&qkv.tensor, &keys.tensor, &values.tensor, &out.tensor);
-        k.attention(rec, Attention { qkv, k: k_cache, v, out, rows: 0..2, position, dims, scale })
+        k.attention(
+            rec,
+            Attention {
+                qkv,
+                k: k_cache,
+                v,
+                out,
+                rows: 0..2,
+                position,
+                dense_keys: 0,
+                dims,
+                scale,
+                rules: ScoreRules::default(),
+                bias: None,
+            },
+        )
     });
     check.changed(k, "right", "out", &out, 0, &attend(&qkv, &keys, &values, dims, scale, (0, 2, position)));
     assert!(check.failures().is_empty(), "{:?}", check.failures());

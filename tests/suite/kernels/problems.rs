@@ -1,11 +1,11 @@
 //! Tables of odd sizes, one function an operation. The tables sample the cross product: neighbouring cases differ in every size at once.
 
-use runahead::config::RopePairs;
+use runahead::config::{NormKind, RopePairs};
 use runahead::dims::round_up;
 use runahead::dtype::{Dtype, Scalar};
 use runahead::kernels::{
-    ArgMax, Attention, AttentionDecode, Embed, Epilogue, HeadDims, Kernels, MatrixSource, Norm, Phase, Product,
-    RopeCache, RowOrder,
+    ArgMax, Attention, AttentionDecode, Embed, Epilogue, HeadDims, HeadNorm, Kernels, MatrixSource, Norm, Phase,
+    Product, RopeCache, RowOrder, ScoreRules, SoftCap,
 };
 
 use super::harness::{Check, Field, read_bytes, tensor_from_f32, tensor_from_u32};
@@ -68,19 +68,21 @@ pub fn embed<K: Kernels>(k: &K) {
     let mut random = Random::new(1);
     for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
         for (j, &width) in widths_of(dtype).iter().enumerate() {
+            let width = round_up(width, dtype.block_len());
             let (rows, vocab) = (ROWS[(i + j) % ROWS.len()], [1, 3, 129, 300][(i + 3 * j) % 4]);
             let case = format!("{} rows={rows} vocab={vocab} width={width}", dtype.name());
+            let scale = [1.0f32, 7.5][j % 2];
             let source = single(&mut random, dtype, vocab, width);
             let table = k.matrix("table", &source).unwrap();
             let mut ids: Vec<u32> = (0..rows).map(|_| random.below(vocab) as u32).collect();
             ids[rows / 2] = vocab as u32 - 1;
             let ids_tensor = tensor_from_u32(k, &ids);
             let out = Field::poisoned(k, Scalar::F32, activation_rows(k, 0, rows), width);
-            if check
-                .run(k, &case, |rec| k.embed(rec, Embed { ids: &ids_tensor, table: &table, out: &out.tensor, rows }))
-            {
+            if check.run(k, &case, |rec| {
+                k.embed(rec, Embed { ids: &ids_tensor, table: &table, out: &out.tensor, rows, scale })
+            }) {
                 let all = reference::matrix_rows(&source);
-                let value = |&want: &f64| Value { want, scale: want.abs() };
+                let value = |&v: &f64| Value { want: v * f64::from(scale), scale: (v * f64::from(scale)).abs() };
                 let want: Vec<Vec<_>> = ids.iter().map(|&id| all[id as usize].iter().map(value).collect()).collect();
                 check.changed(k, &case, "out", &out, 0, &want);
             }
@@ -89,14 +91,16 @@ pub fn embed<K: Kernels>(k: &K) {
     check.finish();
 }
 
-/// RMSNorm, with an `eps` from negligible to large.
+/// Both norms with and without bias, stored and added, with an `eps` from negligible to large.
 pub fn norm<K: Kernels>(k: &K) {
     let mut check = Check::new(k, "norm");
     let mut random = Random::new(2);
     for (i, &width) in WIDTHS.iter().chain(&[2048]).enumerate() {
         for (j, eps) in [1e-5f32, 1e-6, 0.25].into_iter().enumerate() {
             let (rows, first) = (ROWS[(i + 3 * j) % ROWS.len()], FIRST[(i + j) % FIRST.len()]);
-            let case = format!("rows={first}+{rows} width={width} eps={eps}");
+            let kind = [NormKind::Rms, NormKind::Layer][(i + j) % 2];
+            let (biased, add) = ((i + j / 2) % 2 == 1, (i / 2 + j) % 2 == 1);
+            let case = format!("{kind:?} bias={biased} add={add} rows={first}+{rows} width={width} eps={eps}");
             let named = first..first + rows;
             let held = activation_rows(k, first, rows);
             let size = [1.0, 0.01, 50.0][i % 3];
@@ -104,13 +108,34 @@ pub fn norm<K: Kernels>(k: &K) {
                 named.contains(&row).then(|| size * random.symmetric())
             });
             let weight = Field::new(k, Scalar::F32, 1, width, |_, _| Some(1.0 + random.symmetric()));
-            let out = Field::poisoned(k, k.activation(), held, width);
+            let bias = Field::new(k, Scalar::F32, 1, width, |_, _| Some(random.symmetric()));
+            let out_scalar = if add { Scalar::F32 } else { k.activation() };
+            let out = Field::new(k, out_scalar, held, width, |row, _| {
+                (add && named.contains(&row)).then(|| 4.0 * random.symmetric())
+            });
             if check.run(k, &case, |rec| {
                 let rows = named.clone();
-                k.norm(rec, Norm { x: &x.tensor, weight: &weight.tensor, out: &out.tensor, rows, width, eps })
+                k.norm(
+                    rec,
+                    Norm {
+                        x: &x.tensor,
+                        weight: &weight.tensor,
+                        out: &out.tensor,
+                        rows,
+                        width,
+                        eps,
+                        bias: biased.then_some(&bias.tensor),
+                        kind,
+                        add,
+                    },
+                )
             }) {
-                let want: Vec<_> =
-                    named.map(|row| reference::norm(&x.row(row), &weight.row(0), f64::from(eps))).collect();
+                let want = named.map(|row| {
+                    let bias = biased.then(|| bias.row(0));
+                    let normed = reference::norm(&x.row(row), &weight.row(0), bias.as_deref(), f64::from(eps), kind);
+                    if add { reference::add(&out.row(row), &normed) } else { normed }
+                });
+                let want: Vec<_> = want.collect();
                 check.changed(k, &case, "out", &out, first, &want);
                 check.unchanged(k, &case, "x", &x);
                 check.unchanged(k, &case, "weight", &weight);
@@ -131,23 +156,37 @@ struct ProductCase {
     out_row: usize,
     epilogue: Epilogue,
     phase: Phase,
+    bias: bool,
     out_f32: bool,
 }
 
 /// Stacked and alternating matrices, and each format alone, over odd sizes.
 fn product_parts() -> Vec<(Vec<(Dtype, usize)>, RowOrder)> {
-    use Dtype::{Bf16, F16, F32, Q4_0, Q4_1, Q8_0};
+    use Dtype::{Bf16, F16, F32, Q4_0, Q4_1, Q4K, Q5K, Q6K, Q8_0};
     let mut parts = Vec::new();
-    for dtype in Dtype::ALL {
-        parts.extend(N.iter().map(|&n| (vec![(dtype, n)], RowOrder::Stacked)));
+    for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
+        // The first six formats, of each kind one, meet all sizes, the others some.
+        let step = if i < 6 { 1 } else { 3 };
+        parts.extend(N.iter().skip(i % step).step_by(step).map(|&n| (vec![(dtype, n)], RowOrder::Stacked)));
     }
-    let stacked =
-        [vec![(Q8_0, 129), (Q8_0, 3)], vec![(F32, 64), (Q4_0, 32), (Q4_0, 32)], vec![(Q4_1, 7), (Bf16, 65), (Q8_0, 1)]];
+    let stacked = [
+        vec![(Q8_0, 129), (Q8_0, 3)],
+        vec![(F32, 64), (Q4_0, 32), (Q4_0, 32)],
+        vec![(Q4_1, 7), (Bf16, 65), (Q8_0, 1)],
+        vec![(Q4K, 64), (Q4K, 5), (Q6K, 33)],
+    ];
     parts.extend(stacked.map(|p| (p, RowOrder::Stacked)));
     parts.push((vec![(F16, 192), (F16, 64), (F16, 64)], RowOrder::Stacked));
-    for (gate, up, n) in
-        [(Q4_1, Q8_0, 160), (F32, F32, 3), (F16, Bf16, 65), (Q4_0, Q4_0, 64), (Q8_0, F32, 192), (Q8_0, Q8_0, 129)]
-    {
+    for (gate, up, n) in [
+        (Q4_1, Q8_0, 160),
+        (F32, F32, 3),
+        (F16, Bf16, 65),
+        (Q4_0, Q4_0, 64),
+        (Q8_0, F32, 192),
+        (Q8_0, Q8_0, 129),
+        (Q4K, Q4K, 66),
+        (Q5K, Q6K, 34),
+    ] {
         parts.push((vec![(gate, n), (up, n)], RowOrder::Alternating));
     }
     parts
@@ -156,23 +195,25 @@ fn product_parts() -> Vec<(Vec<(Dtype, usize)>, RowOrder)> {
 fn product_cases(phase: Phase) -> Vec<ProductCase> {
     let mut cases = Vec::new();
     for (i, (parts, order)) in product_parts().into_iter().enumerate() {
-        let blocks = parts.iter().any(|(dtype, _)| dtype.block_len() > 1);
-        let widths: &[usize] = if blocks { &BLOCK_WIDTHS } else { &WIDTHS };
+        let block = parts.iter().map(|(dtype, _)| dtype.block_len()).max().unwrap_or(1);
+        let widths: &[usize] = if block > 1 { &BLOCK_WIDTHS } else { &WIDTHS };
         let epilogues: &[Epilogue] = match order {
-            RowOrder::Alternating => &[Epilogue::SwiGlu, Epilogue::Store],
+            RowOrder::Alternating => &[Epilogue::SwiGlu, Epilogue::Store, Epilogue::GeGlu],
             RowOrder::Stacked if i % 3 == 0 => &[Epilogue::Add],
+            RowOrder::Stacked if i % 3 == 1 => &[Epilogue::Gelu],
             RowOrder::Stacked => &[Epilogue::Store],
         };
         for (j, &epilogue) in epilogues.iter().enumerate() {
             cases.push(ProductCase {
                 parts: parts.clone(),
                 order,
-                width: widths[(i + i / N.len() + j) % widths.len()],
+                width: round_up(widths[(i + i / N.len() + j) % widths.len()], block),
                 rows: if phase == Phase::Decode { 1 } else { ROWS[(i + j) % ROWS.len()] },
                 first: FIRST[(i / 2 + j) % FIRST.len()],
                 out_row: FIRST[(i / 3 + 1) % FIRST.len()],
                 epilogue,
                 phase,
+                bias: (i / 3 + j) % 2 == 1,
                 out_f32: i % 2 == 0,
             });
         }
@@ -188,14 +229,16 @@ fn product_case<K: Kernels>(k: &K, check: &mut Check, random: &mut Random, case:
     };
     let weight = k.matrix("weight", &source).unwrap();
     let n: usize = case.parts.iter().map(|(_, n)| n).sum();
-    let n_out = if case.epilogue == Epilogue::SwiGlu { n / 2 } else { n };
+    let n_out = if case.epilogue.gated() { n / 2 } else { n };
     // Rows of f16 activations are whole words in every model; odd widths (a vocabulary) are logits, which are F32.
     let f32_out = case.epilogue == Epilogue::Add || case.out_f32 || !n_out.is_multiple_of(4);
-    let out_scalar = if f32_out && case.epilogue != Epilogue::SwiGlu { Scalar::F32 } else { k.activation() };
+    let activated = case.epilogue.gated() || case.epilogue == Epilogue::Gelu;
+    let out_scalar = if f32_out && !activated { Scalar::F32 } else { k.activation() };
     if out_scalar == Scalar::F16 && !n_out.is_multiple_of(4) {
         return;
     }
     let x = activations(k, random, case.first, case.rows, case.width, 1.0);
+    let bias = Field::new(k, Scalar::F32, 1, n, |_, _| Some(random.symmetric()));
     let out = Field::new(k, out_scalar, activation_rows(k, case.out_row, case.rows), n_out, |row, _| {
         let named = case.out_row..case.out_row + case.rows;
         (case.epilogue == Epilogue::Add && named.contains(&row)).then(|| 4.0 * random.symmetric())
@@ -209,6 +252,7 @@ fn product_case<K: Kernels>(k: &K, check: &mut Check, random: &mut Random, case:
             out_row: case.out_row,
             epilogue: case.epilogue,
             phase: case.phase,
+            bias: case.bias.then_some(&bias.tensor),
         };
         k.product(rec, product)
     });
@@ -217,11 +261,16 @@ fn product_case<K: Kernels>(k: &K, check: &mut Check, random: &mut Random, case:
     }
     let matrix = reference::matrix_rows(&source);
     let row = |r: usize| {
-        let sums = reference::product(&x.row(case.first + r), &matrix);
+        let mut sums = reference::product(&x.row(case.first + r), &matrix);
+        if case.bias {
+            sums = reference::add(&bias.row(0), &sums);
+        }
         match case.epilogue {
             Epilogue::Store => sums,
             Epilogue::Add => reference::add(&out.row(case.out_row + r), &sums),
             Epilogue::SwiGlu => reference::swiglu(&sums),
+            Epilogue::GeGlu => reference::geglu(&sums),
+            Epilogue::Gelu => reference::gelu(&sums),
         }
     };
     let want: Vec<_> = (0..case.rows).map(row).collect();
@@ -277,7 +326,12 @@ fn rope_case<K: Kernels>(
 ) {
     let named = first..first + rows;
     let qkv = activations(k, random, first, rows, dims.qkv_width(), 2.0);
-    let angles = Field::new(k, Scalar::F32, position + rows, dims.head_dim, |row, column| {
+    // All of a head turns, a part, or nothing; with a norm before or without.
+    let rotary = [dims.head_dim, dims.head_dim / 8 * 4, 0][(rows + position) % 3];
+    let norms = (rows % 3 != 1).then(|| {
+        [0.5, 2.0].map(|size| Field::new(k, Scalar::F32, 1, dims.head_dim, |_, _| Some(size + random.symmetric())))
+    });
+    let angles = Field::new(k, Scalar::F32, position + rows, rotary.max(4), |row, column| {
         let angle = (row as f64) * 0.37f64.powf((column / 2) as f64 / 8.0) + 0.1;
         Some(if column % 2 == 0 { angle.cos() } else { angle.sin() } as f32)
     });
@@ -293,6 +347,8 @@ fn rope_case<K: Kernels>(
             position,
             dims,
             pairs,
+            rotary,
+            norm: norms.as_ref().map(|[q, k]| HeadNorm { q: &q.tensor, k: &k.tensor, eps: 1e-3 }),
         };
         k.rope_cache(rec, rope)
     });
@@ -302,9 +358,25 @@ fn rope_case<K: Kernels>(
     let (q_end, k_end) = (dims.q_width(), dims.q_width() + dims.kv_width());
     let (mut want_q, mut want_k, mut want_v) = (Vec::new(), Vec::new(), Vec::new());
     for r in 0..rows {
-        let (row, angles) = (qkv.row(first + r), angles.row(position + r));
-        want_q.push(reference::rope(&row[..q_end], &angles, dims.head_dim, pairs));
-        want_k.push(reference::rope(&row[q_end..k_end], &angles, dims.head_dim, pairs));
+        let (mut row, angles) = (qkv.row(first + r), angles.row(position + r));
+        if let Some([q_norm, k_norm]) = &norms {
+            for (i, head) in row[..k_end].chunks_exact_mut(dims.head_dim).enumerate() {
+                let weight = if i < dims.heads { q_norm.row(0) } else { k_norm.row(0) };
+                let normed = reference::norm(head, &weight, None, 1e-3, NormKind::Rms);
+                head.iter_mut().zip(normed).for_each(|(x, normed)| *x = normed.want);
+            }
+        }
+        let turned = |range: std::ops::Range<usize>| {
+            let mut values = reference::rope(&row[range], &angles[..rotary], dims.head_dim, pairs);
+            values.iter_mut().filter(|_| norms.is_some()).for_each(|v| v.scale = v.scale.max(v.want.abs()));
+            values
+        };
+        let (mut q, keys) = (turned(0..q_end), turned(q_end..k_end));
+        if norms.is_some() {
+            q.extend(row[q_end..k_end].iter().map(|&want| Value { want, scale: want.abs() }));
+        }
+        want_q.push(q);
+        want_k.push(keys);
         want_v.push(row[k_end..].iter().map(|&want| Value { want, scale: 0.0 }).collect());
     }
     check.changed(k, case, "qkv", &qkv, first, &want_q);
@@ -324,8 +396,12 @@ pub fn attention<K: Kernels>(k: &K) {
         // Scores of the order of 1, 30 (one key takes all), and of a scale that is not head_dim^-1/2.
         let (size, scale) = [(1.0, 1.0), (30.0, 1.0), (1.0, 0.3)][i % 3];
         let scale = scale * (dims.head_dim as f32).powf(-0.5);
-        let case =
-            format!("{dims:?} cache={scalar:?} rows={first}+{rows} position={position} size={size} scale={scale}");
+        let rules = rules(i);
+        let case = format!(
+            "{dims:?} cache={scalar:?} rows={first}+{rows} position={position} size={size} scale={scale} {rules:?}"
+        );
+        let bias = score_bias(k, &mut random, heads, position + rows + i % 4);
+        let bias = (i % 2 == 1).then_some(&bias);
         let qkv = activations(k, &mut random, first, rows, dims.qkv_width(), size);
         let keys = cache(k, &mut random, scalar, position + rows, dims.kv_width());
         let values = cache(k, &mut random, scalar, position + rows, dims.kv_width());
@@ -338,8 +414,11 @@ pub fn attention<K: Kernels>(k: &K) {
                 out: &out.tensor,
                 rows: first..first + rows,
                 position,
+                dense_keys: 0,
                 dims,
                 scale,
+                rules,
+                bias: bias.map(|bias| &bias.tensor),
             };
             k.attention(rec, attention)
         }) {
@@ -349,7 +428,7 @@ pub fn attention<K: Kernels>(k: &K) {
                 "out",
                 &out,
                 first,
-                &attend(&qkv, &keys, &values, dims, scale, (first, rows, position)),
+                &attend_by(&qkv, &keys, &values, dims, (scale, rules, bias), (first, rows, position)),
             );
             check.unchanged(k, &case, "qkv", &qkv);
             check.unchanged(k, &case, "k", &keys);
@@ -359,6 +438,17 @@ pub fn attention<K: Kernels>(k: &K) {
     check.finish();
 }
 
+/// Every combination of window and soft-cap; windows of one key, within a tile, across tiles, and longer than most pasts.
+fn rules(i: usize) -> ScoreRules {
+    let window = [None, Some(1), Some(24), Some(100), Some(1000)][i % 5];
+    ScoreRules { window, soft_cap: [None, Some(5.0), Some(50.0)][i % 3] }
+}
+
+/// A bias of scores `[heads, keys]`.
+fn score_bias<K: Kernels>(k: &K, random: &mut Random, heads: usize, keys: usize) -> Field<K> {
+    Field::new(k, Scalar::F32, heads, keys, |head, key| Some(key as f32 / (head + 1) as f32 / 8.0 + random.symmetric()))
+}
+
 /// The reference over fields: row `first + r` sees keys `0..=position + r`.
 pub fn attend<K: Kernels>(
     qkv: &Field<K>,
@@ -366,13 +456,29 @@ pub fn attend<K: Kernels>(
     values: &Field<K>,
     dims: HeadDims,
     scale: f32,
+    at: (usize, usize, usize),
+) -> Vec<Vec<Value>> {
+    attend_by(qkv, keys, values, dims, (scale, ScoreRules::default(), None), at)
+}
+
+fn attend_by<K: Kernels>(
+    qkv: &Field<K>,
+    keys: &Field<K>,
+    values: &Field<K>,
+    dims: HeadDims,
+    (scale, rules, bias): (f32, ScoreRules, Option<&Field<K>>),
     (first, rows, position): (usize, usize, usize),
 ) -> Vec<Vec<Value>> {
     let keys: Vec<_> = (0..position + rows).map(|row| keys.row(row)).collect();
     let values: Vec<_> = (0..position + rows).map(|row| values.row(row)).collect();
+    let bias: Option<Vec<_>> = bias.map(|bias| (0..dims.heads).map(|head| bias.row(head)).collect());
     let row = |r: usize| {
-        let (q, seen) = (qkv.row(first + r), position + r + 1);
-        reference::attention(&q[..dims.q_width()], &keys[..seen], &values[..seen], dims, f64::from(scale))
+        let q = qkv.row(first + r);
+        let seen = (position + r + 1).saturating_sub(rules.window.unwrap_or(usize::MAX))..position + r + 1;
+        let bias: Option<Vec<&[f64]>> = bias.as_ref().map(|bias| bias.iter().map(|row| &row[seen.clone()]).collect());
+        let (scale, soft_cap) = (f64::from(scale), rules.soft_cap.map(f64::from));
+        let rule = reference::Scores { scale, soft_cap, bias: bias.as_deref() };
+        reference::attention(&q[..dims.q_width()], &keys[seen.clone()], &values[seen], dims, &rule)
     };
     (0..rows).map(row).collect()
 }
@@ -386,7 +492,10 @@ pub fn attention_decode<K: Kernels>(k: &K) {
         let (position, scalar) = ([0, 1, 15, 16, 47, 300, 63, 1000][(i + i / 8) % 8], CACHES[(i + i / 7) % 2]);
         let size = [1.0, 30.0][i / 2 % 2];
         let scale = (dims.head_dim as f32).powf(-0.5);
-        let case = format!("{dims:?} cache={scalar:?} position={position} size={size}");
+        let rules = rules(i);
+        let case = format!("{dims:?} cache={scalar:?} position={position} size={size} {rules:?}");
+        let bias = score_bias(k, &mut random, heads, position + 1 + i % 4);
+        let bias = (i % 2 == 1).then_some(&bias);
         let qkv = activations(k, &mut random, 0, 1, dims.qkv_width(), size);
         let keys = cache(k, &mut random, scalar, position + 1, dims.kv_width());
         let values = cache(k, &mut random, scalar, position + 1, dims.kv_width());
@@ -402,13 +511,38 @@ pub fn attention_decode<K: Kernels>(k: &K) {
                 position,
                 dims,
                 scale,
+                rules,
+                bias: bias.map(|bias| &bias.tensor),
             };
             k.attention_decode(rec, attention)
         }) {
-            check.changed(k, &case, "out", &out, 0, &attend(&qkv, &keys, &values, dims, scale, (0, 1, position)));
+            check.changed(
+                k,
+                &case,
+                "out",
+                &out,
+                0,
+                &attend_by(&qkv, &keys, &values, dims, (scale, rules, bias), (0, 1, position)),
+            );
             check.unchanged(k, &case, "qkv", &qkv);
             check.unchanged(k, &case, "k", &keys);
             check.unchanged(k, &case, "v", &values);
+        }
+    }
+    check.finish();
+}
+
+/// Bounded values, up to far past the bound; what lies behind them stays.
+pub fn soft_cap<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "soft_cap"), Random::new(14));
+    for (i, len) in [1, 3, 64, 129, 1000, 4097, 12289].into_iter().enumerate() {
+        let cap = [30.0f32, 0.5][i % 2];
+        let case = format!("len={len} cap={cap}");
+        let x = Field::new(k, Scalar::F32, 1, len + 5, |_, _| Some(100.0 * random.symmetric().powi(3)));
+        if check.run(k, &case, |rec| k.soft_cap(rec, SoftCap { x: &x.tensor, len, cap })) {
+            let cap = f64::from(cap);
+            let bounded = |v: &f64| Value { want: cap * (v / cap).tanh(), scale: v.abs().min(cap) + 0.2 * cap };
+            check.changed(k, &case, "x", &x, 0, &[x.row(0)[..len].iter().map(bounded).collect()]);
         }
     }
     check.finish();

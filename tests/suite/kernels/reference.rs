@@ -1,8 +1,8 @@
 //! The operations as naive formulas in f64, weights decoded straight from their block definitions, and seeded random content.
 
 use half::{bf16, f16};
-use runahead::config::RopePairs;
-use runahead::dtype::Dtype;
+use runahead::config::{NormKind, RopePairs};
+use runahead::dtype::{Dtype, IQ4_NL_VALUES};
 use runahead::kernels::{HeadDims, MatrixSource, RowOrder};
 use runahead::weights::WeightTensor;
 
@@ -62,6 +62,15 @@ impl Random {
 
 /// A matrix `[rows, width]` of random content; elements are of the order of 1. Quantised blocks hold random bytes, so all codes occur.
 pub fn random_weight(random: &mut Random, dtype: Dtype, rows: usize, width: usize) -> WeightTensor {
+    assert!(width.is_multiple_of(dtype.block_len()), "{} {width}", dtype.name());
+    // Random bytes, with f16 factors of the given size from byte `at` on.
+    let blocks = |data: &mut Vec<u8>, random: &mut Random, at: usize, factors: &[f32]| {
+        let start = data.len() + at;
+        data.extend((0..dtype.block_bytes()).map(|_| random.byte()));
+        for (i, &factor) in factors.iter().enumerate() {
+            data[start + 2 * i..][..2].copy_from_slice(&random.scale(factor).to_le_bytes());
+        }
+    };
     let mut data = Vec::new();
     for _ in 0..rows * width / dtype.block_len() {
         match dtype {
@@ -81,6 +90,14 @@ pub fn random_weight(random: &mut Random, dtype: Dtype, rows: usize, width: usiz
                 data.extend(random.scale(1.0).to_le_bytes());
                 data.extend((0..16).map(|_| random.byte()));
             }
+            Dtype::Q5_0 => blocks(&mut data, random, 0, &[1.0 / 16.0]),
+            Dtype::Q5_1 => blocks(&mut data, random, 0, &[1.0 / 16.0, 1.0]),
+            Dtype::Iq4Nl => blocks(&mut data, random, 0, &[1.0 / 128.0]),
+            Dtype::Q2K => blocks(&mut data, random, 80, &[1.0 / 45.0, 1.0 / 15.0]),
+            Dtype::Q3K => blocks(&mut data, random, 108, &[1.0 / 128.0]),
+            Dtype::Q4K => blocks(&mut data, random, 0, &[1.0 / 512.0, 1.0 / 63.0]),
+            Dtype::Q5K => blocks(&mut data, random, 0, &[1.0 / 1024.0, 1.0 / 63.0]),
+            Dtype::Q6K => blocks(&mut data, random, 208, &[1.0 / 4096.0]),
             other => panic!("no generator for {}", other.name()),
         }
     }
@@ -108,10 +125,49 @@ pub fn decode_weight(tensor: &WeightTensor) -> Vec<f64> {
             Dtype::Q8_0 => values.extend(block[2..].iter().map(|&q| half(block, 0) * f64::from(q as i8))),
             Dtype::Q4_0 => values.extend(nibbles(&block[2..]).iter().map(|q| half(block, 0) * (q - 8.0))),
             Dtype::Q4_1 => values.extend(nibbles(&block[4..]).iter().map(|q| half(block, 0) * q + half(block, 2))),
-            other => panic!("no decoder for {}", other.name()),
+            _ => values.extend((0..tensor.dtype.block_len()).map(|i| element(tensor.dtype, block, i))),
         }
     }
     values
+}
+
+/// Element `i` of a block whose codes are put together from several places.
+fn element(dtype: Dtype, b: &[u8], i: usize) -> f64 {
+    let half = |at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f64();
+    let nibble = |start: usize| (b[start + i % 16] >> (4 * (i / 16))) & 15;
+    let fifth = |start: usize| ((b[start + i / 8] >> (i % 8)) & 1) << 4;
+    // Super-blocks: byte `l` of a run of bytes holds elements `l`, `l + run` …, low bits first.
+    let k_nibble = |start: usize, run: usize| (b[start + i / (2 * run) * run + i % run] >> (4 * (i / run % 2))) & 15;
+    let k_pair = |start: usize| (b[start + i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4))) & 3;
+    let k_bit = |start: usize| (b[start + i % 32] >> (i / 32)) & 1;
+    // Six-bit scale and minimum of Q4_K and Q5_K.
+    let six = || {
+        let (s, j) = (&b[4..16], i / 32);
+        if j < 4 {
+            (f64::from(s[j] % 64), f64::from(s[j + 4] % 64))
+        } else {
+            let (scale, least) = (s[j + 4] % 16 + s[j - 4] / 64 * 16, s[j + 4] / 16 + s[j] / 64 * 16);
+            (f64::from(scale), f64::from(least))
+        }
+    };
+    match dtype {
+        Dtype::Q5_0 => half(0) * (f64::from(nibble(6) + fifth(2)) - 16.0),
+        Dtype::Q5_1 => half(0) * f64::from(nibble(8) + fifth(4)) + half(2),
+        Dtype::Iq4Nl => half(0) * f64::from(IQ4_NL_VALUES[usize::from(nibble(2))]),
+        Dtype::Q2K => half(80) * f64::from(b[i / 16] % 16 * k_pair(16)) - half(82) * f64::from(b[i / 16] / 16),
+        Dtype::Q3K => {
+            let (s, j) = (&b[96..108], i / 16);
+            let scale = ((s[j % 8] >> (4 * (j / 8))) & 15) + (((s[8 + j % 4] >> (2 * (j / 4))) & 3) << 4);
+            half(108) * (f64::from(scale) - 32.0) * (f64::from(k_pair(32) + 4 * k_bit(0)) - 4.0)
+        }
+        Dtype::Q4K => half(0) * six().0 * f64::from(k_nibble(16, 32)) - half(2) * six().1,
+        Dtype::Q5K => half(0) * six().0 * f64::from(k_nibble(48, 32) + 16 * k_bit(16)) - half(2) * six().1,
+        Dtype::Q6K => {
+            let code = f64::from(k_nibble(0, 64) + 16 * k_pair(128)) - 32.0;
+            half(208) * f64::from(b[192 + i / 16].cast_signed()) * code
+        }
+        other => panic!("no decoder for {}", other.name()),
+    }
 }
 
 /// The rows of a matrix in the order that `source` asks for.
@@ -128,11 +184,20 @@ pub fn matrix_rows(source: &MatrixSource) -> Vec<Vec<f64>> {
     }
 }
 
-/// RMSNorm of one row.
-pub fn norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<Value> {
-    let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
-    let factor = 1.0 / (mean + eps).sqrt();
-    x.iter().zip(weight).map(|(v, w)| v * factor * w).map(|want| Value { want, scale: want.abs() }).collect()
+/// A norm of one row.
+pub fn norm(x: &[f64], weight: &[f64], bias: Option<&[f64]>, eps: f64, kind: NormKind) -> Vec<Value> {
+    let n = x.len() as f64;
+    let mean = if kind == NormKind::Layer { x.iter().sum::<f64>() / n } else { 0.0 };
+    let square = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+    let factor = 1.0 / (square + eps).sqrt();
+    let element = |(i, (v, w)): (usize, (&f64, &f64))| {
+        let bias = bias.map_or(0.0, |bias| bias[i]);
+        // The mean is off by as much as the largest element of the row is.
+        let size =
+            if kind == NormKind::Layer { v.abs() + x.iter().fold(0.0, |m: f64, v| m.max(v.abs())) } else { v.abs() };
+        Value { want: (v - mean) * factor * w + bias, scale: size * (factor * w).abs() + bias.abs() }
+    };
+    x.iter().zip(weight).enumerate().map(element).collect()
 }
 
 /// `sum(a * b)` with the sum of magnitudes.
@@ -165,14 +230,51 @@ pub fn swiglu(sums: &[Value]) -> Vec<Value> {
     sums.chunks_exact(2).map(pair).collect()
 }
 
-/// Rotates all heads of one row; `angles` are `(cos, sin)` of each pair at the row's position.
+/// `gelu(sum[2c]) * sum[2c + 1]`, GELU's tanh form, whose derivative is at most 1.13.
+pub fn geglu(sums: &[Value]) -> Vec<Value> {
+    let pair = |pair: &[Value]| {
+        let (gate, up) = (pair[0], pair[1]);
+        let u = (2.0 / std::f64::consts::PI).sqrt() * (gate.want + 0.044715 * gate.want.powi(3));
+        let gelu = gate.want / 2.0 * (1.0 + u.tanh());
+        let want = gelu * up.want;
+        let scale = 1.13 * gate.scale * up.want.abs() + gelu.abs() * up.scale + want.abs() * (1.0 + 2.0 * u.abs());
+        Value { want, scale }
+    };
+    sums.chunks_exact(2).map(pair).collect()
+}
+
+/// `gelu(sum)`, the exact form.
+pub fn gelu(sums: &[Value]) -> Vec<Value> {
+    let one = |sum: &Value| {
+        let want = sum.want / 2.0 * (1.0 + erf(sum.want * std::f64::consts::FRAC_1_SQRT_2));
+        Value { want, scale: 1.13 * sum.scale + want.abs() }
+    };
+    sums.iter().map(one).collect()
+}
+
+/// The error function by the series of positive terms `e^-x^2 2 / sqrt(pi) sum of 2^n x^(2n+1) / (2n+1)!!`.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return 1f64.copysign(x);
+    }
+    let (mut term, mut sum, mut n) = (x, x, 1.0);
+    while term.abs() > 1e-18 {
+        term *= 2.0 * x * x / (2.0 * n + 1.0);
+        sum += term;
+        n += 1.0;
+    }
+    sum * (-x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+/// Rotates the leading elements of all heads of one row; `angles` are `(cos, sin)` of each of their pairs at the row's position.
 pub fn rope(row: &[f64], angles: &[f64], head_dim: usize, pairs: RopePairs) -> Vec<Value> {
-    let mut out = vec![Value { want: 0.0, scale: 0.0 }; row.len()];
+    let rotary = angles.len();
+    let mut out: Vec<_> = row.iter().map(|&want| Value { want, scale: 0.0 }).collect();
     for head in 0..row.len() / head_dim {
-        for pair in 0..head_dim / 2 {
+        for pair in 0..rotary / 2 {
             let (a, b) = match pairs {
                 RopePairs::Adjacent => (2 * pair, 2 * pair + 1),
-                RopePairs::Halves => (pair, pair + head_dim / 2),
+                RopePairs::Halves => (pair, pair + rotary / 2),
             };
             let (a, b) = (head * head_dim + a, head * head_dim + b);
             let (cos, sin) = (angles[2 * pair], angles[2 * pair + 1]);
@@ -183,19 +285,38 @@ pub fn rope(row: &[f64], angles: &[f64], head_dim: usize, pairs: RopePairs) -> V
     out
 }
 
+/// How scores are made of dot products.
+pub struct Scores<'a> {
+    pub scale: f64,
+    pub soft_cap: Option<f64>,
+    /// Of each head, for the keys given.
+    pub bias: Option<&'a [&'a [f64]]>,
+}
+
+impl Scores<'_> {
+    fn score(&self, head: usize, key: usize, dot: Value) -> Value {
+        let bias = self.bias.map_or(0.0, |bias| bias[head][key]);
+        let (want, scale) = (dot.want * self.scale + bias, dot.scale * self.scale.abs() + bias.abs());
+        match self.soft_cap {
+            Some(cap) => Value { want: cap * (want / cap).tanh(), scale: scale + cap },
+            None => Value { want, scale },
+        }
+    }
+}
+
 /// Attention of one row over all `keys` given (cache rows, as many `values`). An error `e` of the scores multiplies the weights by
 /// up to `exp(2 e)`, so the scale grows with the largest sum of magnitudes in a score.
-pub fn attention(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], dims: HeadDims, scale: f64) -> Vec<Value> {
+pub fn attention(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], dims: HeadDims, rule: &Scores<'_>) -> Vec<Value> {
     let (head_dim, group) = (dims.head_dim, dims.heads / dims.kv_heads);
     let mut out = Vec::with_capacity(q.len());
     for head in 0..dims.heads {
         let (q_at, kv_at) = (head * head_dim, head / group * head_dim);
-        let scores: Vec<_> =
-            keys.iter().map(|key| dot(&q[q_at..q_at + head_dim], &key[kv_at..kv_at + head_dim])).collect();
-        let largest = scores.iter().fold(f64::MIN, |m, s| m.max(s.want * scale));
-        let weights: Vec<_> = scores.iter().map(|s| (s.want * scale - largest).exp()).collect();
+        let dots = keys.iter().map(|key| dot(&q[q_at..q_at + head_dim], &key[kv_at..kv_at + head_dim]));
+        let scores: Vec<_> = dots.enumerate().map(|(key, dot)| rule.score(head, key, dot)).collect();
+        let largest = scores.iter().fold(f64::MIN, |m, s| m.max(s.want));
+        let weights: Vec<_> = scores.iter().map(|s| (s.want - largest).exp()).collect();
         let total: f64 = weights.iter().sum();
-        let spread = 1.0 + 2.0 * scores.iter().fold(0.0f64, |m, s| m.max(s.scale * scale.abs()));
+        let spread = 1.0 + 2.0 * scores.iter().fold(0.0f64, |m, s| m.max(s.scale));
         for d in kv_at..kv_at + head_dim {
             let column: Vec<_> = values.iter().map(|row| row[d] / total).collect();
             let sum = dot(&weights, &column);

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use runahead::gpu::{Gpu, GpuKind, enumerate};
+use runahead::dtype::Scalar;
+use runahead::gpu::{Gpu, GpuKind, Tier, enumerate};
+use runahead::kernels::Kernels;
 use runahead::kernels::wgsl::Wgsl;
 
 fn open() -> Arc<Gpu> {
@@ -27,7 +29,21 @@ pub fn other_kind() -> &'static Wgsl {
     &KERNELS
 }
 
+/// The same device with the activation type that it does not take by itself, where it has one.
+pub fn other_activations() -> &'static Wgsl {
+    static KERNELS: LazyLock<Wgsl> = LazyLock::new(|| {
+        let gpu = shared().gpu();
+        let other = shared().activation() == Scalar::F32 && gpu.caps().tier >= Tier::F16;
+        Wgsl::with_activation(if other { Scalar::F16 } else { Scalar::F32 }, gpu.clone()).unwrap()
+    });
+    &KERNELS
+}
+
 kernel_suite! { shared() }
+
+mod other_activations {
+    kernel_suite! { super::other_activations() }
+}
 
 mod variants_of_the_other_kind {
     use super::other_kind;

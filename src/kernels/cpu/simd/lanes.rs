@@ -7,13 +7,14 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::Tile;
+use super::formats::*;
 use crate::dtype::Dtype;
 
 /// Bytes between what is decoded and what is asked for from memory, in dot products. The hardware's own prefetch ends at each page of 4 KiB:
 /// without this, a token of SmolLM2 on one thread took 11.8 ms, with 1 KiB 8.6, 4 KiB 6.3, 8 KiB 6.3.
 const AHEAD: usize = 4096;
 
-/// Elements that are decoded together: the block of every quantised format here.
+/// Elements that are decoded together: the block of the quantised formats, or a part of their super-blocks.
 pub(super) const BLOCK: usize = 32;
 
 /// A register of f32 lanes.
@@ -23,7 +24,7 @@ pub(super) trait Lanes {
     /// The register.
     type V: Copy;
     /// [`BLOCK`] elements in order: `[V; BLOCK / LANES]`.
-    type Block: Copy + AsRef<[Self::V]>;
+    type Block: Copy + AsRef<[Self::V]> + AsMut<[Self::V]>;
 
     unsafe fn splat(x: f32) -> Self::V;
     /// Reads `LANES` floats, at any alignment.
@@ -58,8 +59,10 @@ pub(super) trait Lanes {
     unsafe fn f16s(p: *const u8) -> Self::Block;
     /// 32 upper halves of binary32, 64 bytes.
     unsafe fn bf16s(p: *const u8) -> Self::Block;
-    /// `d * q` for 32 signed bytes.
-    unsafe fn bytes(p: *const u8, d: Self::V) -> Self::Block;
+    /// 32 signed bytes as floats.
+    unsafe fn bytes(p: *const u8) -> Self::Block;
+    /// `values[q]` for 32 nibbles in 16 bytes, the low ones first.
+    unsafe fn looked_up(p: *const u8, values: &[i8; 16]) -> Self::Block;
     /// `d * q + m` for 32 nibbles in 16 bytes, the low ones first.
     unsafe fn nibbles(p: *const u8, d: Self::V, m: Self::V) -> Self::Block;
 
@@ -71,83 +74,18 @@ pub(super) trait Lanes {
     unsafe fn transpose(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
 }
 
-/// A weight format as a type, so that inner loops are compiled for it.
-pub(super) trait Format {
-    /// Bytes of 32 elements.
-    const BYTES: usize;
-    /// Decodes 32 elements from `BYTES` bytes, at any alignment.
-    unsafe fn block<S: Lanes>(p: *const u8) -> S::Block;
-}
-
-pub(super) struct F32;
-pub(super) struct F16;
-pub(super) struct Bf16;
-pub(super) struct Q8_0;
-pub(super) struct Q4_0;
-pub(super) struct Q4_1;
-
-/// Two bytes, little endian.
-#[inline(always)]
-pub(super) unsafe fn u16_at(p: *const u8) -> u16 {
-    u16::from_le_bytes(p.cast::<[u8; 2]>().read())
-}
-
-impl Format for F32 {
-    const BYTES: usize = 128;
-    #[inline(always)]
-    unsafe fn block<S: Lanes>(p: *const u8) -> S::Block {
-        S::f32s(p)
-    }
-}
-
-impl Format for F16 {
-    const BYTES: usize = 64;
-    #[inline(always)]
-    unsafe fn block<S: Lanes>(p: *const u8) -> S::Block {
-        S::f16s(p)
-    }
-}
-
-impl Format for Bf16 {
-    const BYTES: usize = 64;
-    #[inline(always)]
-    unsafe fn block<S: Lanes>(p: *const u8) -> S::Block {
-        S::bf16s(p)
-    }
-}
-
-impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    #[inline(always)]
-    unsafe fn block<S: Lanes>(p: *const u8) -> S::Block {
-        S::bytes(p.add(2), S::half(p))
-    }
-}
-
-impl Format for Q4_0 {
-    const BYTES: usize = 18;
-    #[inline(always)]
-    unsafe fn block<S: Lanes>(p: *const u8) -> S::Block {
-        let d = S::half(p);
-        S::nibbles(p.add(2), d, S::mul(S::splat(-8.0), d)) // d has 11 bits and the nibble 4: exact whether fused or not
-    }
-}
-
-impl Format for Q4_1 {
-    const BYTES: usize = 20;
-    #[inline(always)]
-    unsafe fn block<S: Lanes>(p: *const u8) -> S::Block {
-        let (d, m) = S::halves(p);
-        S::nibbles(p.add(4), d, m)
-    }
-}
-
 /// Decodes the `n` elements that follow the last full block, zeros behind them; only formats without real blocks have such a rest.
 #[inline(always)]
 unsafe fn rest<S: Lanes, F: Format>(p: *const u8, n: usize) -> S::Block {
     let mut padded = [0u8; 4 * BLOCK];
     std::ptr::copy_nonoverlapping(p, padded.as_mut_ptr(), n * F::BYTES / BLOCK);
-    F::block::<S>(padded.as_ptr())
+    F::block::<S>(padded.as_ptr(), 0)
+}
+
+/// Decodes block `b` of a row, 32 elements.
+#[inline(always)]
+unsafe fn nth<S: Lanes, F: Format>(row: *const u8, b: usize) -> S::Block {
+    F::block::<S>(row.add(b / F::PARTS * F::BYTES), b % F::PARTS)
 }
 
 /// Writes a block to `p`, [`BLOCK`] floats.
@@ -168,6 +106,14 @@ macro_rules! by_format {
             Dtype::Q8_0 => $f::<$s, Q8_0>($($arg),*),
             Dtype::Q4_0 => $f::<$s, Q4_0>($($arg),*),
             Dtype::Q4_1 => $f::<$s, Q4_1>($($arg),*),
+            Dtype::Q5_0 => $f::<$s, Q5_0>($($arg),*),
+            Dtype::Q5_1 => $f::<$s, Q5_1>($($arg),*),
+            Dtype::Iq4Nl => $f::<$s, Iq4Nl>($($arg),*),
+            Dtype::Q2K => $f::<$s, Q2K>($($arg),*),
+            Dtype::Q3K => $f::<$s, Q3K>($($arg),*),
+            Dtype::Q4K => $f::<$s, Q4K>($($arg),*),
+            Dtype::Q5K => $f::<$s, Q5K>($($arg),*),
+            Dtype::Q6K => $f::<$s, Q6K>($($arg),*),
         }
     };
 }
@@ -182,7 +128,7 @@ pub(super) unsafe fn decode<S: Lanes>(dtype: Dtype, p: *const u8, out: &mut [f32
 unsafe fn decode_as<S: Lanes, F: Format>(p: *const u8, out: &mut [f32]) {
     let full = out.len() / BLOCK;
     for b in 0..full {
-        store::<S>(out.as_mut_ptr().add(b * BLOCK), F::block::<S>(p.add(b * F::BYTES)));
+        store::<S>(out.as_mut_ptr().add(b * BLOCK), nth::<S, F>(p, b));
     }
     let tail = &mut out[full * BLOCK..];
     if !tail.is_empty() {
@@ -219,9 +165,9 @@ unsafe fn dots_of<S: Lanes, F: Format, const ROWS: usize>(p: *const u8, stride: 
     let mut acc = [[S::splat(0.0); 8]; ROWS];
     for b in 0..full {
         for (r, acc) in acc.iter_mut().enumerate() {
-            let here = p.add(r * stride + b * F::BYTES);
-            S::prefetch(here.wrapping_add(AHEAD));
-            add_products::<S>(acc, F::block::<S>(here), x.as_ptr().add(b * BLOCK));
+            let row = p.add(r * stride);
+            S::prefetch(row.wrapping_add(b * F::BYTES / F::PARTS + AHEAD));
+            add_products::<S>(acc, nth::<S, F>(row, b), x.as_ptr().add(b * BLOCK));
         }
     }
     let tail = &x[full * BLOCK..];
@@ -261,7 +207,7 @@ pub(super) unsafe fn mix<S: Lanes>(dtype: Dtype, rows: *const u8, stride: usize,
 #[inline(always)]
 unsafe fn mix_as<S: Lanes, F: Format>(rows: *const u8, stride: usize, p: &[f32], out: &mut [f32]) {
     for (b, out) in out.chunks_mut(BLOCK).enumerate() {
-        let (column, n) = (rows.add(b * F::BYTES), out.len());
+        let n = out.len();
         let mut sums = [0.0; BLOCK];
         sums[..n].copy_from_slice(out);
         let mut acc = [S::splat(0.0); 8];
@@ -269,8 +215,8 @@ unsafe fn mix_as<S: Lanes, F: Format>(rows: *const u8, stride: usize, p: &[f32],
             *acc = S::load(sums.as_ptr().add(i * S::LANES));
         }
         for (r, &p) in p.iter().enumerate() {
-            let (here, p) = (column.add(r * stride), S::splat(p));
-            let block = if n == BLOCK { F::block::<S>(here) } else { rest::<S, F>(here, n) };
+            let (row, p) = (rows.add(r * stride), S::splat(p));
+            let block = if n == BLOCK { nth::<S, F>(row, b) } else { rest::<S, F>(row.add(b * F::BYTES), n) };
             for (i, &v) in block.as_ref().iter().enumerate() {
                 acc[i] = S::fma(p, v, acc[i]);
             }
@@ -390,28 +336,91 @@ unsafe fn exp<S: Lanes>(x: S::V) -> S::V {
     S::scale(p, n)
 }
 
+/// A function of two values, lane by lane. A trait and not a closure, which would not be compiled with the caller's features.
+trait Pointwise {
+    unsafe fn of<S: Lanes>(a: S::V, b: S::V) -> S::V;
+}
+
+/// `out = f(a, b)` element by element, three slices of one length.
+#[inline(always)]
+unsafe fn pointwise<S: Lanes, F: Pointwise>(a: &[f32], b: &[f32], out: &mut [f32]) {
+    let full = out.len() / S::LANES * S::LANES;
+    for i in (0..full).step_by(S::LANES) {
+        S::store(out.as_mut_ptr().add(i), F::of::<S>(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i))));
+    }
+    // The rest by the same arithmetic, so that a value does not depend on its column's place in a task.
+    let (mut x, mut y, rest) = ([0.0; BLOCK], [0.0; BLOCK], out.len() - full);
+    x[..rest].copy_from_slice(&a[full..]);
+    y[..rest].copy_from_slice(&b[full..]);
+    let v = F::of::<S>(S::load(x.as_ptr()), S::load(y.as_ptr()));
+    S::store(x.as_mut_ptr(), v);
+    out[full..].copy_from_slice(&x[..rest]);
+}
+
+/// `z / (1 + e^-x)`.
+#[inline(always)]
+unsafe fn over_one_plus_exp<S: Lanes>(z: S::V, x: S::V) -> S::V {
+    let e = exp::<S>(S::sub(S::splat(0.0), x));
+    S::div(z, S::add(S::splat(1.0), e))
+}
+
+struct SwiGlu;
+
+impl Pointwise for SwiGlu {
+    #[inline(always)]
+    unsafe fn of<S: Lanes>(gate: S::V, up: S::V) -> S::V {
+        S::mul(over_one_plus_exp::<S>(gate, gate), up)
+    }
+}
+
+/// z / 2 (1 + tanh(u)) = z / (1 + e^(-2u)).
+struct GeGlu;
+
+impl Pointwise for GeGlu {
+    #[inline(always)]
+    unsafe fn of<S: Lanes>(z: S::V, up: S::V) -> S::V {
+        let cubic = S::fma(S::mul(S::splat(0.044_715), z), z, S::splat(1.0));
+        let twice_u = S::mul(S::mul(S::splat(1.595_769), z), cubic);
+        S::mul(over_one_plus_exp::<S>(z, twice_u), up)
+    }
+}
+
+/// erf(z) = 1 - tail to 1.5e-7 for z >= 0 (Abramowitz and Stegun 7.1.26).
+struct Gelu;
+
+impl Pointwise for Gelu {
+    #[inline(always)]
+    unsafe fn of<S: Lanes>(x: S::V, _: S::V) -> S::V {
+        let zero = S::splat(0.0);
+        let size = S::max(x, S::sub(zero, x));
+        let z = S::mul(size, S::splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = S::div(S::splat(1.0), S::fma(S::splat(0.327_591_1), z, S::splat(1.0)));
+        let mut p = S::splat(1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            p = S::fma(p, t, S::splat(c));
+        }
+        let tail = S::mul(S::mul(p, t), exp::<S>(S::sub(zero, S::mul(z, z))));
+        // x (1 - tail / 2) above zero and x tail / 2 below.
+        S::sub(S::max(x, zero), S::mul(S::mul(S::splat(0.5), size), tail))
+    }
+}
+
 /// `out = silu(gate) * up`, three slices of one length.
 #[inline(always)]
 pub(super) unsafe fn swiglu<S: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    let full = out.len() / S::LANES * S::LANES;
-    for i in (0..full).step_by(S::LANES) {
-        let v = swiglu_of::<S>(S::load(gate.as_ptr().add(i)), S::load(up.as_ptr().add(i)));
-        S::store(out.as_mut_ptr().add(i), v);
-    }
-    // The rest by the same arithmetic, so that a value does not depend on its column's place in a task.
-    let (mut g, mut u, rest) = ([0.0; BLOCK], [0.0; BLOCK], out.len() - full);
-    g[..rest].copy_from_slice(&gate[full..]);
-    u[..rest].copy_from_slice(&up[full..]);
-    let v = swiglu_of::<S>(S::load(g.as_ptr()), S::load(u.as_ptr()));
-    S::store(g.as_mut_ptr(), v);
-    out[full..].copy_from_slice(&g[..rest]);
+    pointwise::<S, SwiGlu>(gate, up, out);
 }
 
+/// `out = gelu(gate) * up` with GELU's tanh form, three slices of one length.
 #[inline(always)]
-unsafe fn swiglu_of<S: Lanes>(gate: S::V, up: S::V) -> S::V {
-    let one = S::splat(1.0);
-    let e = exp::<S>(S::sub(S::splat(0.0), gate));
-    S::mul(S::div(gate, S::add(one, e)), up)
+pub(super) unsafe fn geglu<S: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    pointwise::<S, GeGlu>(gate, up, out);
+}
+
+/// `out = gelu(x)`, two slices of one length.
+#[inline(always)]
+pub(super) unsafe fn gelu<S: Lanes>(x: &[f32], out: &mut [f32]) {
+    pointwise::<S, Gelu>(x, x, out);
 }
 
 /// Online softmax over one more stretch of scores (Milakov and Gimelshein 2018): `s` becomes `e^(s - max)` with the larger of the running

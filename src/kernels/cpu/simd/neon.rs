@@ -5,7 +5,8 @@
 
 use std::arch::aarch64::*;
 
-use super::lanes::{Lanes, u16_at};
+use super::formats::u16_at;
+use super::lanes::Lanes;
 
 /// Four lanes; NEON belongs to every aarch64.
 pub(super) struct Neon;
@@ -102,14 +103,22 @@ impl Lanes for Neon {
         out
     }
     #[inline(always)]
-    unsafe fn bytes(p: *const u8, d: float32x4_t) -> [float32x4_t; 8] {
-        let mut out = [d; 8];
+    unsafe fn bytes(p: *const u8) -> [float32x4_t; 8] {
+        let mut out = [vdupq_n_f32(0.0); 8];
         for i in 0..4 {
             let wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p.add(8 * i))));
-            out[2 * i] = vmulq_f32(out[2 * i], vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))));
-            out[2 * i + 1] = vmulq_f32(out[2 * i + 1], vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))));
+            out[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+            out[2 * i + 1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide)));
         }
         out
+    }
+    #[inline(always)]
+    unsafe fn looked_up(p: *const u8, values: &[i8; 16]) -> [float32x4_t; 8] {
+        let (values, bytes) = (vld1q_s8(values.as_ptr()), vld1q_u8(p));
+        let mut found = [0i8; 32];
+        vst1q_s8(found.as_mut_ptr(), vqtbl1q_s8(values, vandq_u8(bytes, vdupq_n_u8(15))));
+        vst1q_s8(found.as_mut_ptr().add(16), vqtbl1q_s8(values, vshrq_n_u8::<4>(bytes)));
+        Self::bytes(found.as_ptr().cast())
     }
     #[inline(always)]
     unsafe fn nibbles(p: *const u8, d: float32x4_t, m: float32x4_t) -> [float32x4_t; 8] {

@@ -3,7 +3,8 @@
 // See `lanes.rs`: one contract for all functions.
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::lanes::{Lanes, u16_at};
+use super::formats::u16_at;
+use super::lanes::Lanes;
 
 /// Four lanes: compilers turn loops over them into the baseline vectors of most targets. No fused multiply-add, which would be a call into
 /// the C library where the instruction is missing.
@@ -100,8 +101,12 @@ impl Lanes for Portable {
         block(|i| f32::from_bits(u32::from(u16_at(p.add(2 * i))) << 16))
     }
     #[inline(always)]
-    unsafe fn bytes(p: *const u8, d: [f32; N]) -> Self::Block {
-        block(|i| d[0] * f32::from(*p.add(i) as i8))
+    unsafe fn bytes(p: *const u8) -> Self::Block {
+        block(|i| f32::from(*p.add(i) as i8))
+    }
+    #[inline(always)]
+    unsafe fn looked_up(p: *const u8, values: &[i8; 16]) -> Self::Block {
+        block(|i| f32::from(values[usize::from((*p.add(i % 16) >> (i / 16 * 4)) & 15)]))
     }
     #[inline(always)]
     unsafe fn nibbles(p: *const u8, d: [f32; N], m: [f32; N]) -> Self::Block {

@@ -38,6 +38,17 @@ fn row(random: &mut Random, dtype: Dtype, n: usize) -> (Vec<u8>, Vec<f64>) {
         h.to_f64()
     };
     for _ in 0..n / dtype.block_len() {
+        // Formats of several bit fields: their values are those of the scalar lanes, which the test of `quants.json` holds to their definition.
+        let mut coded = |at: usize| {
+            let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| random.bits() as u8).collect();
+            for at in (at..dtype.block_bytes().min(at + 4)).step_by(2) {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(random.float() / 1024.0).to_le_bytes());
+            }
+            let mut decoded = vec![0.0; dtype.block_len()];
+            Simd::new(Level::Portable).unwrap().decode(dtype, &block, &mut decoded);
+            values.extend(decoded.into_iter().map(f64::from));
+            bytes.extend(block);
+        };
         match dtype {
             Dtype::F32 => {
                 let x = random.float();
@@ -69,6 +80,10 @@ fn row(random: &mut Random, dtype: Dtype, n: usize) -> (Vec<u8>, Vec<f64>) {
                 values.extend(q.iter().map(|q| d * f64::from(q >> 4) + m));
                 bytes.extend(q);
             }
+            Dtype::Q5_0 | Dtype::Iq4Nl | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => coded(0),
+            Dtype::Q2K => coded(80),
+            Dtype::Q3K => coded(108),
+            Dtype::Q6K => coded(208),
         }
     }
     (bytes, values)
@@ -76,7 +91,11 @@ fn row(random: &mut Random, dtype: Dtype, n: usize) -> (Vec<u8>, Vec<f64>) {
 
 /// Lengths that a format can have, round and odd.
 fn lengths(dtype: Dtype) -> &'static [usize] {
-    if dtype.block_len() == 1 { &[1, 3, 4, 31, 32, 33, 64, 100, 576] } else { &[32, 64, 96, 160, 576] }
+    match dtype.block_len() {
+        1 => &[1, 3, 4, 31, 32, 33, 64, 100, 576],
+        32 => &[32, 64, 96, 160, 576],
+        _ => &[256, 768],
+    }
 }
 
 fn close(found: f32, expected: f64, scale: f64, what: &str) {
@@ -100,6 +119,25 @@ fn decoding_matches_the_definition() {
                 }
                 assert_eq!(out[n..], [99.0; 3]);
             }
+        }
+    }
+}
+
+/// Bit for bit what the Python package `gguf` makes of the same blocks; see `tests/data/README.md`.
+#[test]
+fn decoding_matches_another_implementation() {
+    let bytes = |hex: &str| -> Vec<u8> {
+        hex.as_bytes().chunks(2).map(|d| u8::from_str_radix(str::from_utf8(d).unwrap(), 16).unwrap()).collect()
+    };
+    let vectors: serde_json::Value = serde_json::from_str(include_str!("../../../../tests/data/quants.json")).unwrap();
+    for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.block_len() > 1) {
+        let vector = &vectors[dtype.name()];
+        let expected: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes(vector["values"].as_str().unwrap()));
+        assert!(expected.len() > 256, "{dtype:?}");
+        for simd in levels() {
+            let mut out = vec![0.0; expected.len()];
+            simd.decode(dtype, &bytes(vector["blocks"].as_str().unwrap()), &mut out);
+            assert_eq!(out, expected, "{:?} {dtype:?}", simd.level());
         }
     }
 }
@@ -224,6 +262,21 @@ fn swiglu_matches_its_formula_out_to_the_ends() {
         let mut out = [0.0; 2];
         simd.swiglu(&[-1e30, 1e30], &[1.0, 1.0], &mut out);
         assert!(out[0].abs() < 1e-3 && out[1] == 1e30, "{:?} {out:?}", simd.level());
+    }
+}
+
+#[test]
+fn gelu_keeps_its_ends() {
+    for simd in levels() {
+        let mut out = [0.0; 5];
+        simd.gelu(&[-1e30, -3.0, 0.0, 3.0, 1e30], &mut out);
+        assert!(out[0].abs() < 1e-3 && out[2] == 0.0 && out[4] == 1e30, "{:?} {out:?}", simd.level());
+        // 3 / 2 (1 + erf(3 / sqrt(2)))
+        close(out[1], -0.004_049_694_099, 1.0, &format!("{:?}", simd.level()));
+        close(out[3], 2.995_950_305_901, 1e-6, &format!("{:?}", simd.level()));
+        simd.geglu(&[-1e30, 1e30, 3.0, 0.0, -3.0], &[1.0; 5], &mut out);
+        assert!(out[0].abs() < 1e-3 && out[1] == 1e30 && out[3] == 0.0, "{:?} {out:?}", simd.level());
+        close(out[2], 2.996_362_607_9, 1e-6, &format!("{:?}", simd.level()));
     }
 }
 

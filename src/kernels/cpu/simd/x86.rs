@@ -5,7 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Lanes, u16_at};
+use super::formats::u16_at;
+use super::lanes::Lanes;
 
 /// Eight lanes: `avx2`, `fma`, `f16c`.
 pub(super) struct Avx2;
@@ -114,11 +115,22 @@ impl Lanes for Avx2 {
         out
     }
     #[inline(always)]
-    unsafe fn bytes(p: *const u8, d: __m256) -> [__m256; 4] {
-        let mut out = [d; 4];
+    unsafe fn bytes(p: *const u8) -> [__m256; 4] {
+        let mut out = [_mm256_setzero_ps(); 4];
         for (i, out) in out.iter_mut().enumerate() {
-            let wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()));
-            *out = _mm256_mul_ps(*out, _mm256_cvtepi32_ps(wide));
+            *out = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())));
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn looked_up(p: *const u8, values: &[i8; 16]) -> [__m256; 4] {
+        let values = _mm_loadu_si128(values.as_ptr().cast());
+        let (mask, bytes) = (_mm_set1_epi8(15), _mm_loadu_si128(p.cast()));
+        let low = _mm_shuffle_epi8(values, _mm_and_si128(bytes, mask));
+        let high = _mm_shuffle_epi8(values, _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask));
+        let mut out = [_mm256_setzero_ps(); 4];
+        for (out, q) in out.iter_mut().zip([low, _mm_srli_si128::<8>(low), high, _mm_srli_si128::<8>(high)]) {
+            *out = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
         }
         out
     }
@@ -252,13 +264,19 @@ impl Lanes for Avx512 {
         out
     }
     #[inline(always)]
-    unsafe fn bytes(p: *const u8, d: __m512) -> [__m512; 2] {
-        let mut out = [d; 2];
+    unsafe fn bytes(p: *const u8) -> [__m512; 2] {
+        let mut out = [_mm512_setzero_ps(); 2];
         for (i, out) in out.iter_mut().enumerate() {
-            let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.add(16 * i).cast()));
-            *out = _mm512_mul_ps(*out, _mm512_cvtepi32_ps(wide));
+            *out = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.add(16 * i).cast())));
         }
         out
+    }
+    #[inline(always)]
+    unsafe fn looked_up(p: *const u8, values: &[i8; 16]) -> [__m512; 2] {
+        // As in `nibbles`: the sixteen values form a register.
+        let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(values.as_ptr().cast())));
+        let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+        [_mm512_permutexvar_ps(index, values), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(index), values)]
     }
     #[inline(always)]
     unsafe fn nibbles(p: *const u8, d: __m512, m: __m512) -> [__m512; 2] {

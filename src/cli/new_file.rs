@@ -1,0 +1,60 @@
+//! Files that results are written to.
+
+use std::path::{Path, PathBuf};
+
+use super::failure::Failure;
+
+/// A file that appears under its name only when it is whole.
+pub struct NewFile {
+    path: PathBuf,
+    partial: PathBuf,
+}
+
+impl NewFile {
+    /// Finds out whether the file can be made, before the work whose result it holds; an interrupt of that leaves nothing behind.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn begin(path: &Path) -> Result<Self, Failure> {
+        let name = match path.file_name() {
+            Some(name) if !path.is_dir() => name.to_string_lossy().into_owned(),
+            _ => return Err(Failure::io(path, std::io::ErrorKind::IsADirectory.into())),
+        };
+        // In the same folder: a rename does not cross file systems.
+        let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
+        let made = std::fs::File::create_new(&partial).and_then(|_| std::fs::remove_file(&partial));
+        made.map_err(|e| Failure::io(path, e))?;
+        Ok(Self { path: path.to_owned(), partial })
+    }
+
+    /// As [`NewFile::begin`] for a file that may not have been asked for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_if(path: Option<&PathBuf>) -> Result<Option<Self>, Failure> {
+        path.map(|path| Self::begin(path)).transpose()
+    }
+
+    /// Has `write` fill the file at the path that it gets, which then takes its name.
+    ///
+    /// # Errors
+    /// `write`'s, or what the system says.
+    pub fn finish(self, write: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+        let written = write(&self.partial)
+            .and_then(|()| std::fs::rename(&self.partial, &self.path).map_err(|e| Failure::io(&self.path, e)));
+        if written.is_err() {
+            // A full disk should not stay full; where nothing was made there is nothing to remove.
+            let _ = std::fs::remove_file(&self.partial);
+        }
+        written
+    }
+
+    /// Fills the file with a text.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn text(self, text: &str) -> Result<(), Failure> {
+        let path = self.path.clone();
+        self.finish(|partial| std::fs::write(partial, text).map_err(|e| Failure::io(&path, e)))
+    }
+}

@@ -1,0 +1,131 @@
+//! `runahead plan`: what a prefill is expected to take, before anything runs.
+//!
+//! For a model and the adapters of this machine, or with `--simulate` for models and adapters on paper. Nothing is loaded; the costs come from
+//! the table that `runahead calibrate` made, else they are estimates by kind of adapter, and the output says which.
+
+use runahead::error::Error;
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::open;
+use super::output;
+use super::planning::{Outline, Plan, Setup};
+
+mod args;
+mod study;
+mod study_file;
+
+pub use args::{ModelOrShape, PlanArgs};
+
+/// Runs the command.
+pub fn run(args: &PlanArgs) -> Result<(), Failure> {
+    match &args.simulate {
+        Some(path) => study::run(path, args.json),
+        None => of_this_machine(args),
+    }
+}
+
+/// The sizes of the model: of its files, or of random weights that are not made for that.
+fn outline(args: &ModelOrShape) -> Result<Outline, Failure> {
+    match &args.synthetic {
+        Some(shape) => Outline::synthetic(shape.config()?, args.weights),
+        None => open::files(&args.model).map(|files| Outline::of(&files)),
+    }
+}
+
+fn of_this_machine(args: &PlanArgs) -> Result<(), Failure> {
+    let Some(n_prompt) = args.n_prompt else {
+        return Err(Failure::Usage("-p TOKENS is missing: the length of the prompt".to_owned()));
+    };
+    if n_prompt == 0 {
+        return Err(Error::EmptyPrompt.into());
+    }
+    let outline = outline(&args.model)?;
+    let most = outline.config.max_context;
+    if n_prompt > most {
+        return Err(Error::ContextFull { needed: n_prompt, context: most }.into());
+    }
+    let setup = Setup::new(outline, &open::named_or_default(&args.devices), args.kv.kv.into())?;
+    let plan = setup.plan(args.prefill, args.split.as_ref(), n_prompt, n_prompt)?;
+    let report = Report::new(&setup, &plan, n_prompt);
+    if args.json { output::json_pretty(&report) } else { report.print() }
+}
+
+/// A plan. The first four keys are a contract: other programs read them, and `bench` has them beside what it measured.
+#[derive(Serialize)]
+struct Report {
+    mode: &'static str,
+    partition: Vec<usize>,
+    ttft_ms: f64,
+    adapters: Vec<Adapter>,
+    left_out: Vec<LeftOut>,
+    /// Where the costs come from.
+    costs: String,
+    /// Root mean square of the relative errors of the costs' fit, the worst adapter's; of an estimate, what it may be off.
+    fit_error: f64,
+}
+
+#[derive(Serialize)]
+struct Adapter {
+    name: String,
+    start: usize,
+    end: usize,
+    busy_ms: f64,
+    wait_ms: f64,
+    memory_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct LeftOut {
+    name: String,
+    reason: String,
+}
+
+impl Report {
+    fn new(setup: &Setup, plan: &Plan, n_prompt: usize) -> Self {
+        let schedule = plan.mode.schedule(0, &plan.lengths, 1);
+        let name = |i: usize| setup.costs.adapters[i].name.clone();
+        let adapter = |(place, &i): (usize, &usize)| {
+            let pieces = || schedule.share[place].iter().map(|&p| schedule.pieces[p]);
+            let forecast = &plan.forecast.adapters[place];
+            Adapter {
+                name: name(i),
+                start: pieces().map(|p| p.start).min().unwrap_or(0),
+                end: pieces().map(|p| p.end).max().unwrap_or(0),
+                busy_ms: ms(forecast.busy_s),
+                wait_ms: ms(forecast.wait_s),
+                memory_bytes: setup.memory_bytes(plan, place, n_prompt),
+            }
+        };
+        Self {
+            mode: plan.mode.name(),
+            partition: plan.lengths.clone(),
+            ttft_ms: ms(plan.forecast.ttft_s),
+            adapters: plan.order.iter().enumerate().map(adapter).collect(),
+            left_out: plan.left_out.iter().map(|(i, r)| LeftOut { name: name(*i), reason: r.clone() }).collect(),
+            costs: setup.origin.text(),
+            fit_error: plan.order.iter().map(|&i| setup.costs.adapters[i].fit_error).fold(0.0, f64::max),
+        }
+    }
+
+    fn print(&self) -> Result<(), Failure> {
+        let cut = self.partition.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
+        output::line(&format!("{}: {cut} tokens, first token expected after {:.1} ms", self.mode, self.ttft_ms))?;
+        for a in &self.adapters {
+            let memory = output::bytes(a.memory_bytes);
+            output::line(&format!(
+                "{}: tokens {}..{}, busy {:.1} ms, waiting {:.1} ms, {memory} of memory",
+                a.name, a.start, a.end, a.busy_ms, a.wait_ms
+            ))?;
+        }
+        for left in &self.left_out {
+            output::line(&format!("{} takes no part: {}", left.name, left.reason))?;
+        }
+        output::line(&format!("costs: {}, within {:.0} %", self.costs, 100.0 * self.fit_error))
+    }
+}
+
+/// Milliseconds, to the microsecond.
+fn ms(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e3
+}

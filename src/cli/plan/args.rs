@@ -1,0 +1,50 @@
+//! The arguments of `plan`.
+
+use std::path::PathBuf;
+
+use runahead::dtype::Dtype;
+use runahead::engine::DeviceId;
+
+use crate::cli::args::{KvArgs, ModelArgs};
+use crate::cli::bench::{Shape, weight_types};
+use crate::cli::planning::{Cut, Prefill};
+
+/// Arguments of `plan`.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub model: ModelOrShape,
+    /// Length of the prompt in tokens
+    #[arg(short = 'p', value_name = "TOKENS")]
+    pub n_prompt: Option<usize>,
+    /// Adapters in the order of the chain, as in `generate`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    /// auto, single, runahead, relay, tsp, tsp-causal or zigzag
+    #[arg(long, value_name = "MODE", value_parser = Prefill::parse, default_value = "auto")]
+    pub prefill: Prefill,
+    /// Tokens of each adapter: even, searched, predicted, or N0,N1,… in multiples of 16
+    #[arg(long, value_name = "SPLIT", value_parser = Cut::parse)]
+    pub split: Option<Cut>,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Models, adapters and links on paper instead: a TOML file, described in examples/study.toml
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "synthetic", "n_prompt", "devices", "split"])]
+    pub simulate: Option<PathBuf>,
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which model, or the sizes of which.
+#[derive(Debug, clap::Args)]
+pub struct ModelOrShape {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Random weights in the sizes of a well-known model instead of a file: llama-2-7b, llama-3-8b, smollm2-135m …
+    #[arg(long, value_name = "SHAPE", value_parser = Shape::parse, conflicts_with = "model")]
+    pub synthetic: Option<Shape>,
+    /// Format of the random weights
+    #[arg(long, value_name = "TYPE", ignore_case = true, requires = "synthetic", value_parser = weight_types(), default_value = "F16")]
+    pub weights: Dtype,
+}

@@ -1,0 +1,355 @@
+//! What is known of the named adapters before a prompt runs on them: their costs, from the table of `calibrate` or by kind, and the choice that follows.
+
+use std::path::PathBuf;
+
+use runahead::config::ModelConfig;
+use runahead::dims::round_up;
+use runahead::dtype::{Dtype, KvDtype};
+use runahead::engine::{DeviceId, DeviceInfo, EngineBuilder, Experiment, Mode, devices};
+use runahead::error::Error;
+use runahead::model::{Slots, memory};
+use runahead::runahead::auto::{Choice, Task, choose};
+use runahead::runahead::cost::{AdapterCost, CostModel, Shape, typical};
+use runahead::runahead::partition::Split;
+use runahead::runahead::search::search_simulated;
+use runahead::runahead::simulate::{Forecast, simulate};
+use runahead::runahead::table::{Fingerprint, Table};
+
+use super::failure::Failure;
+use super::output;
+use super::pull::cache::Cache;
+
+/// How a prompt is to be prefilled, as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefill {
+    /// Whatever is expected to be fastest.
+    Auto,
+    /// This.
+    As(Mode),
+}
+
+impl Prefill {
+    /// The names that [`Prefill::parse`] knows.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ["auto"].into_iter().chain(Mode::ALL.map(Mode::name))
+    }
+
+    /// Reads a name.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Prefill::Auto);
+        }
+        let unknown = |_| format!("there are: {}", Self::names().collect::<Vec<_>>().join(", "));
+        text.parse().map(Prefill::As).map_err(unknown)
+    }
+}
+
+/// How a prompt is to be cut, as it is typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Known before the costs are.
+    Fixed(Split),
+    /// By a search on the costs for this very length.
+    Searched,
+    /// From the table of searched partitions.
+    Predicted,
+}
+
+impl Cut {
+    /// The name in results.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Cut::Fixed(Split::Even) => "even",
+            Cut::Fixed(Split::Given(_)) => "given",
+            Cut::Searched => "searched",
+            Cut::Predicted => "predicted",
+        }
+    }
+
+    /// Reads `even`, `searched`, `predicted` or lengths.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "searched" => Ok(Cut::Searched),
+            "predicted" => Ok(Cut::Predicted),
+            other => super::args::parse_split(other).map(Cut::Fixed),
+        }
+    }
+}
+
+/// Where the costs come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// Rates by kind of adapter; why there is no table.
+    Estimate(String),
+    /// A table of this date.
+    Table(String),
+}
+
+impl Origin {
+    /// For people.
+    pub fn text(&self) -> String {
+        match self {
+            Origin::Estimate(why) => format!("an estimate by kind of adapter ({why})"),
+            Origin::Table(date) => format!("the calibration of {date}"),
+        }
+    }
+}
+
+/// What a plan needs to know of a model: nothing of it is loaded.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    /// Its sizes.
+    pub config: ModelConfig,
+    /// Bytes of its weights.
+    pub weights_bytes: u64,
+}
+
+impl Outline {
+    /// Of a model whose files are open.
+    pub fn of(files: &EngineBuilder) -> Self {
+        Self { config: files.config().clone(), weights_bytes: files.weights_bytes() }
+    }
+
+    /// Of random weights in one format, which need not be made for that.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for sizes that are no multiple of the format's block.
+    pub fn synthetic(config: ModelConfig, dtype: Dtype) -> Result<Self, Failure> {
+        let matrices = Shape::of(&config).n_weights() as usize;
+        let weights_bytes = dtype.bytes(round_up(matrices, dtype.block_len()))? as u64;
+        Ok(Self { config, weights_bytes })
+    }
+}
+
+/// How far an estimate by kind may be off: a chain has to be expected to gain as much before it is chosen.
+const ESTIMATE_ERROR: f64 = 0.25;
+
+/// See the module's text.
+pub struct Setup {
+    /// The adapters, in the order in which they were named.
+    pub ids: Vec<DeviceId>,
+    /// What they cost.
+    pub costs: CostModel,
+    /// Where that comes from.
+    pub origin: Origin,
+    table: Option<Table>,
+    infos: Vec<DeviceInfo>,
+    outline: Outline,
+    kv: KvDtype,
+}
+
+/// A prefill that was decided on.
+#[derive(Debug)]
+pub struct Plan {
+    /// How.
+    pub mode: Mode,
+    /// On which adapters, in the order of the chain, by number in [`Setup::ids`].
+    pub order: Vec<usize>,
+    /// Tokens of each piece.
+    pub lengths: Vec<usize>,
+    /// What is expected.
+    pub forecast: Forecast,
+    /// Who does not take part, and why.
+    pub left_out: Vec<(usize, String)>,
+}
+
+impl Setup {
+    /// Looks up the adapters and the table for them.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`]. A table that is refused is a note, and its reason is in [`Setup::origin`].
+    pub fn new(outline: Outline, ids: &[DeviceId], kv: KvDtype) -> Result<Self, Failure> {
+        let all = devices();
+        let find = |id: &DeviceId| {
+            let names = || all.iter().map(|d| format!("{} ({})", d.id, d.name)).collect::<Vec<_>>().join(", ");
+            let missing = || Error::NoAdapter { name: id.to_string(), available: names() };
+            all.iter().find(|d| d.id == *id).cloned().ok_or_else(missing)
+        };
+        let infos = ids.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let print = fingerprint(&outline, &infos, kv);
+        let found = tables_folder().and_then(|folder| Ok(Table::find(&folder, &print)?));
+        let (table, why) = match found {
+            Ok(Some(table)) => (Some(table), String::new()),
+            Ok(None) => (None, "`runahead calibrate` would measure them".to_owned()),
+            Err(failure) => {
+                output::note(&format!("note: {failure}"));
+                (None, "the table was refused; `runahead calibrate` makes a new one".to_owned())
+            }
+        };
+        let (costs, origin) = match &table {
+            Some(table) => (table.costs.clone(), Origin::Table(table.date.clone())),
+            None => (estimate(&outline.config, &infos, kv)?, Origin::Estimate(why)),
+        };
+        Ok(Self { ids: ids.to_vec(), costs, origin, table, infos, outline, kv })
+    }
+
+    /// The same adapters under an experiment. The table's partitions do not hold there: what it has measured does.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for costs beyond all numbers.
+    pub fn under(mut self, experiment: &Experiment) -> Result<Self, Failure> {
+        if !experiment.is_neutral() {
+            self.costs = experiment.costs(&self.costs)?;
+            self.table = None;
+        }
+        Ok(self)
+    }
+
+    /// Decides how `n_prompt` tokens are prefilled with a context of `context`.
+    ///
+    /// # Errors
+    /// Usage where the arguments contradict each other; the partition's; no table where one is asked for.
+    pub fn plan(&self, prefill: Prefill, cut: Option<&Cut>, n_prompt: usize, context: usize) -> Result<Plan, Failure> {
+        match (prefill, cut) {
+            (Prefill::Auto, None) => self.auto(n_prompt, context),
+            // Who says how to cut wants a chain.
+            (Prefill::Auto, Some(cut)) if self.ids.len() > 1 => self.as_asked(Mode::Runahead, cut, n_prompt),
+            (Prefill::Auto, Some(cut)) => self.as_asked(Mode::Single, cut, n_prompt),
+            (Prefill::As(Mode::Single), Some(Cut::Fixed(Split::Given(_)) | Cut::Searched | Cut::Predicted)) => {
+                Err(Failure::Usage("--prefill single runs on one adapter: --split has nothing to cut".to_owned()))
+            }
+            (Prefill::As(mode), cut) => self.as_asked(mode, cut.unwrap_or(&Cut::Fixed(Split::Even)), n_prompt),
+        }
+    }
+
+    fn auto(&self, n_prompt: usize, context: usize) -> Result<Plan, Failure> {
+        let estimate = self.memory(context);
+        let refuses = |i: usize, last: bool| {
+            if let Some(twin) = self.ids[..i].iter().position(|id| *id == self.ids[i])
+                && (matches!(self.origin, Origin::Estimate(_)) || self.ids[i] == DeviceId::Cpu)
+            {
+                return Some(format!("it is the same device as adapter {} of the list", twin + 1));
+            }
+            // What a share of the prompt takes beside the cache is known once it is cut; one granule is the least.
+            let bytes = estimate.bytes(16, if last { Slots::All } else { Slots::Ring });
+            let free = self.infos[i].memory_bytes.filter(|&free| free < bytes)?;
+            Some(format!("it has {} of memory, {} are needed", output::bytes(free), output::bytes(bytes)))
+        };
+        let task = Task {
+            costs: &self.costs,
+            table: self.table.as_ref(),
+            past: 0,
+            len: n_prompt,
+            n_layers: self.outline.config.n_layers,
+            refuses: &refuses,
+        };
+        let Choice { mode, order, lengths, forecast, left_out, .. } = choose(&task)?;
+        Ok(Plan { mode, order, lengths, forecast, left_out })
+    }
+
+    fn as_asked(&self, mode: Mode, cut: &Cut, n_prompt: usize) -> Result<Plan, Failure> {
+        let n = if mode == Mode::Single { 1 } else { self.ids.len() };
+        let lengths = self.lengths(mode, cut, n, n_prompt)?;
+        let schedule = mode.schedule(0, &lengths, self.outline.config.n_layers);
+        let first = self.ids.len() - schedule.n_adapters();
+        let order: Vec<usize> = (first..self.ids.len()).collect();
+        let forecast = simulate(&schedule, &self.costs.pick(&order))?;
+        let why = match mode {
+            Mode::Single => "one adapter was asked for".to_owned(),
+            _ => format!("{n_prompt} tokens are {} granules only", lengths.len()),
+        };
+        let left_out = (0..first).map(|i| (i, why.clone())).collect();
+        Ok(Plan { mode, order, lengths, forecast, left_out })
+    }
+
+    /// Tokens of each piece of `n_prompt` tokens.
+    ///
+    /// # Errors
+    /// As [`Setup::plan`].
+    pub fn lengths(&self, mode: Mode, cut: &Cut, n_adapters: usize, n_prompt: usize) -> Result<Vec<usize>, Failure> {
+        if !mode.is_chain() && matches!(cut, Cut::Searched | Cut::Predicted) {
+            let text = format!("--prefill {mode}: there is nothing to search, its pieces are even");
+            return Err(Failure::Usage(text));
+        }
+        match cut {
+            Cut::Fixed(split) => Ok(split.lengths(0, n_prompt, mode.n_pieces(n_adapters))?),
+            Cut::Searched => {
+                Ok(search_simulated(mode, &self.costs, 0, n_prompt, self.outline.config.n_layers)?.lengths)
+            }
+            Cut::Predicted => {
+                let predicted = self.table.as_ref().and_then(|table| table.predict(0, n_prompt));
+                predicted.ok_or_else(|| {
+                    let text = "--split predicted needs a table of these adapters and this model: `runahead calibrate` makes it";
+                    Failure::Other(text.to_owned())
+                })
+            }
+        }
+    }
+
+    /// Bytes that a plan's adapter takes, by its place in the chain.
+    pub fn memory_bytes(&self, plan: &Plan, place: usize, context: usize) -> u64 {
+        let rows = plan.mode.schedule(0, &plan.lengths, self.outline.config.n_layers).n_rows(place);
+        let slots = if place + 1 == plan.order.len() { Slots::All } else { Slots::Ring };
+        self.memory(context).bytes(rows, slots)
+    }
+
+    fn memory(&self, context: usize) -> memory::Estimate<'_> {
+        let Outline { config, weights_bytes } = &self.outline;
+        memory::Estimate { config, weights_bytes: *weights_bytes, context, kv: self.kv }
+    }
+
+    /// The ids of a plan's adapters, in the order of the chain.
+    pub fn devices(&self, plan: &Plan) -> Vec<DeviceId> {
+        plan.order.iter().map(|&i| self.ids[i]).collect()
+    }
+
+    /// Says who was left out, and why.
+    pub fn tell_left_out(&self, plan: &Plan) {
+        for (i, reason) in &plan.left_out {
+            output::note(&format!("note: {} takes no part: {reason}", self.costs.adapters[*i].name));
+        }
+    }
+}
+
+/// Where tables are kept.
+pub fn tables_folder() -> Result<PathBuf, Failure> {
+    Ok(Cache::find()?.join("tables"))
+}
+
+/// What a table holds for.
+pub fn fingerprint(outline: &Outline, infos: &[DeviceInfo], kv: KvDtype) -> Fingerprint {
+    let config = &outline.config;
+    let machine = [std::env::consts::OS.to_owned(), std::env::consts::ARCH.to_owned(), host_name(), processor()];
+    Fingerprint {
+        machine: machine.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" "),
+        adapters: infos.iter().map(|d| [&d.name, d.pci.as_deref().unwrap_or("")].join(" ").trim().to_owned()).collect(),
+        drivers: infos.iter().map(|d| format!("{} {} {}", d.backend, d.driver, d.tier)).collect(),
+        model: format!("{} {:?}", config.architecture, Shape::of(config)),
+        // Types differ from tensor to tensor: the sum of their sizes tells one mixture from another.
+        weights: format!("{} bytes", outline.weights_bytes),
+        kv: format!("{kv:?}"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The machine's name where the system has it at hand; else nothing, and the other parts must do.
+fn host_name() -> String {
+    let file = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    file.or_else(|| std::env::var("COMPUTERNAME").ok()).unwrap_or_default().trim().to_owned()
+}
+
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{} {threads} threads", model.unwrap_or("")).trim().to_owned()
+}
+
+/// Costs by kind; logical adapters of one device share it.
+fn estimate(config: &ModelConfig, infos: &[DeviceInfo], kv: KvDtype) -> Result<CostModel, Failure> {
+    let shape = Shape::of(config);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let cost = |(i, info): (usize, &DeviceInfo)| {
+        let twins = infos.iter().filter(|d| d.id == info.id).count() as f64;
+        let before = infos[..i].iter().filter(|d| d.id == info.id).count();
+        let name = if before == 0 { info.name.clone() } else { format!("{} #{}", info.name, before + 1) };
+        let mut rates = typical(&name, info.kind, threads);
+        rates.product_flops /= twins;
+        rates.attention_flops /= twins;
+        let costs = rates.costs(&shape)?;
+        Ok(AdapterCost { fit_error: ESTIMATE_ERROR, ..costs })
+    };
+    let adapters = infos.iter().enumerate().map(cost).collect::<Result<_, Error>>()?;
+    Ok(CostModel { adapters, kv_bytes: shape.kv_bytes(kv.scalar().bytes()), hub: None })
+}

@@ -1,0 +1,316 @@
+//! Calibration: a few timed chunks on each adapter give its costs, and searches on measured prefills give the partitions.
+
+use std::time::{Duration, Instant};
+
+use crate::cancel::Wait;
+use crate::dims::{GRANULE, Piece};
+use crate::engine::{Engine, Mode, Options, Session};
+use crate::error::{Error, Result};
+use crate::runahead::cost::{AdapterCost, CostModel, Fit, Lane, Sample};
+use crate::runahead::partition::{Split, n_granules};
+use crate::runahead::search::{Found, Problem, search, search_simulated};
+use crate::runahead::table::Point;
+
+/// Chunks timed behind each chunk: the same lengths behind different prefixes tell attention from the products.
+const CHUNKS: [usize; 3] = [GRANULE, 64, 256];
+/// Chunks up to this length are timed on any adapter.
+const SHORT_CHUNK: usize = 64;
+/// Seconds after which an adapter is not given longer chunks: what is slow by then is known well enough.
+const LONG_CHUNK_S: f64 = 3.0;
+/// A cut is searched to this part of the prompt: finer steps drown in the noise of a measurement.
+const FINEST_PART: usize = 64;
+/// The least time that an adapter works before anything counts.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// Tokens decoded for the rate of decoding, after the first.
+const DECODED: usize = 4;
+
+/// What a calibration measures.
+#[derive(Clone, Debug)]
+pub struct CalibrateOptions {
+    /// Prompt lengths for which the cut is searched; the longest is also the longest chunk timed.
+    pub contexts: Vec<usize>,
+    /// Runs of each measurement; their median counts.
+    pub repetitions: usize,
+}
+
+/// News from a calibration.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CalibrateStep<'a> {
+    /// A chunk was timed.
+    Timed {
+        /// The adapter's name.
+        adapter: &'a str,
+        /// Tokens before the chunk.
+        prefix: usize,
+        /// Tokens of the chunk.
+        tokens: usize,
+    },
+    /// A cut was tried.
+    Tried {
+        /// Tokens of the prompt.
+        context: usize,
+        /// The best so far.
+        best: &'a Found,
+    },
+    /// The search for a context came to an end: what would be kept if nothing followed.
+    Found {
+        /// What the adapters cost.
+        costs: &'a CostModel,
+        /// The best cuts so far, by ascending context.
+        points: &'a [Point],
+    },
+}
+
+/// What a calibration found.
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    /// What the adapters cost, in the engine's order.
+    pub costs: CostModel,
+    /// The best cuts, by ascending context.
+    pub points: Vec<Point>,
+    /// Whether it came to its end; a cancelled one has what it had found by then.
+    pub finished: bool,
+}
+
+impl Engine {
+    /// Times chunks on every adapter, fits their costs, and searches the best cut for each context on measured prefills. The engine's cancel ends it:
+    /// before the costs are known with [`Error::Cancelled`], after that with what was found.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] and [`Error::Partition`] for contexts that do not fit or cannot be cut, [`Error::Unsupported`] for a model of one
+    /// block, an adapter's failure.
+    pub fn calibrate(
+        &self,
+        options: &CalibrateOptions,
+        progress: &mut dyn FnMut(CalibrateStep<'_>),
+    ) -> Result<Calibration> {
+        let n = self.shared.adapters.len();
+        let mut contexts = options.contexts.clone();
+        contexts.sort_unstable();
+        contexts.dedup();
+        let Some(&longest) = contexts.last() else { return Err(Error::EmptyPrompt) };
+        if longest > self.context() {
+            return Err(Error::ContextFull { needed: longest, context: self.context() });
+        }
+        if let Some(short) = contexts.iter().find(|&&c| n_granules(0, c) < n) {
+            return Err(Error::Partition(format!(
+                "{short} tokens cannot be cut into {n} pieces of {GRANULE} and more"
+            )));
+        }
+        if longest < 2 * GRANULE {
+            return Err(Error::Partition(format!("{longest} tokens are too few to time, {} at least", 2 * GRANULE)));
+        }
+        if self.config().n_layers < 2 {
+            return Err(Error::Unsupported { what: "calibration", name: "a model of one block".to_owned() });
+        }
+        let bench = Bench { engine: self, repetitions: options.repetitions.max(1) };
+        let adapters = (0..n).map(|i| bench.costs(i, longest, progress)).collect::<Result<_>>()?;
+        let row = self.config().kv_width() * self.shared.kv.scalar().bytes();
+        let costs = CostModel { adapters, kv_bytes: 2.0 * row as f64, hub: None };
+        let mut points = Vec::with_capacity(contexts.len());
+        for context in contexts {
+            match bench.point(context, &costs, progress) {
+                Ok((point, finished)) => {
+                    points.push(point);
+                    if !finished {
+                        return Ok(Calibration { costs, points, finished });
+                    }
+                    progress(CalibrateStep::Found { costs: &costs, points: &points });
+                }
+                Err(Error::Cancelled) => return Ok(Calibration { costs, points, finished: false }),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(Calibration { costs, points, finished: true })
+    }
+
+    /// Token ids without a pattern that a model could make use of.
+    fn any_tokens(&self, n: usize, seed: usize) -> Vec<u32> {
+        let vocab = self.config().vocab;
+        (0..n).map(|i| ((i * 7919 + seed * 104_729 + i * i * 31) % vocab) as u32).collect()
+    }
+}
+
+struct Bench<'a> {
+    engine: &'a Engine,
+    repetitions: usize,
+}
+
+impl Bench<'_> {
+    /// One adapter's costs from chunks of up to `longest` tokens.
+    fn costs(
+        &self,
+        adapter: usize,
+        longest: usize,
+        progress: &mut dyn FnMut(CalibrateStep<'_>),
+    ) -> Result<AdapterCost> {
+        let name = self.engine.shared.adapters[adapter].name();
+        let mut session = self.engine.session_on(adapter)?;
+        self.warm_up(&mut session, longest)?;
+        let mut samples = Vec::new();
+        let doubling = std::iter::successors(Some(GRANULE), |n| Some(n * 2)).take_while(|&n| n < longest);
+        for tokens in doubling.chain([longest]) {
+            let started = Instant::now();
+            let behind = CHUNKS.into_iter().filter(|&c| c < longest);
+            let chunks: Vec<usize> = [tokens].into_iter().chain(behind).collect();
+            for sample in self.sequence(&mut session, &chunks)? {
+                progress(CalibrateStep::Timed { adapter: name, prefix: sample.prefix, tokens: sample.tokens });
+                samples.push(sample);
+            }
+            if tokens >= SHORT_CHUNK && started.elapsed().as_secs_f64() > LONG_CHUNK_S * self.repetitions as f64 {
+                break;
+            }
+        }
+        let lane = self.lane(&session)?;
+        let decode_s = self.decode(&mut session)?;
+        Fit { name: name.to_owned(), samples, decode_s: Some(decode_s), down: lane, up: lane, queue: None }.costs()
+    }
+
+    /// Runs until shaders are compiled, for decoding too, and clocks are up (an idle H100 made the first chunks look 80 % too slow).
+    fn warm_up(&self, session: &mut Session, longest: usize) -> Result<()> {
+        let started = Instant::now();
+        self.decode(session)?;
+        while started.elapsed() < WARM_UP {
+            for tokens in CHUNKS.into_iter().filter(|&c| c <= longest) {
+                session.clear();
+                self.chunk(session, tokens)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chunks behind one another, as far as the context holds them; each chunk's median of all runs.
+    fn sequence(&self, session: &mut Session, chunks: &[usize]) -> Result<Vec<Sample>> {
+        let mut runs: Vec<Vec<Sample>> = vec![Vec::new(); chunks.len()];
+        for _ in 0..self.repetitions {
+            session.clear();
+            for (run, &tokens) in runs.iter_mut().zip(chunks) {
+                if session.n_tokens() + tokens <= self.engine.context() {
+                    run.push(self.chunk(session, tokens)?);
+                }
+            }
+        }
+        let median_of = |run: &Vec<Sample>, of: fn(&Sample) -> f64| median(run.iter().map(of).collect());
+        let sample = |run: &Vec<Sample>| Sample {
+            qkv_s: median_of(run, |s| s.qkv_s),
+            layer_s: median_of(run, |s| s.layer_s),
+            tail_s: median_of(run, |s| s.tail_s),
+            ..run[0]
+        };
+        Ok(runs.iter().filter(|run| !run.is_empty()).map(sample).collect())
+    }
+
+    /// Times one chunk. Submission 0 is the first half of a layer, the last one ends with the token; those between are whole layers.
+    fn chunk(&self, session: &mut Session, tokens: usize) -> Result<Sample> {
+        let prefix = session.n_tokens();
+        let options = Options { max_tokens: 1, mode: Mode::Single, ..Options::default() };
+        let answer = session.generate(&self.engine.any_tokens(tokens, prefix), &options)?;
+        let report = answer.report();
+        let spans: Vec<(f64, f64)> = report
+            .adapters
+            .iter()
+            .flat_map(|a| &a.log.spans)
+            .map(|s| (s.start.as_secs_f64(), s.end.as_secs_f64()))
+            .collect();
+        let (Some(first), Some(whole)) = (spans.first(), spans.len().checked_sub(2).filter(|&n| n > 0)) else {
+            return Err(Error::Unsupported { what: "calibration", name: "a prefill without layers".to_owned() });
+        };
+        let layer_s = median((1..=whole).map(|i| (spans[i].1 - spans[i - 1].1).max(0.0)).collect());
+        let qkv_s = (first.1 - first.0).clamp(0.0, layer_s);
+        let layers_s = spans[whole].1 - first.0;
+        Ok(Sample { prefix, tokens, qkv_s, layer_s, tail_s: (report.ttft_ms / 1e3 - layers_s).max(0.0) })
+    }
+
+    /// The way to host memory, from two transfers of different size. The way back is taken to be like it.
+    fn lane(&self, session: &Session) -> Result<Lane> {
+        let rows = [GRANULE.min(session.n_tokens()), session.n_tokens()];
+        let times = rows.map(|n| -> Result<f64> {
+            let runs = (0..5).map(|_| session.time_download(n)).collect::<Result<Vec<_>>>()?;
+            Ok(median(runs))
+        });
+        let [few, many] = times;
+        let (few, many) = (few?, many?);
+        let row = 2.0 * (self.engine.config().kv_width() * self.engine.shared.kv.scalar().bytes()) as f64;
+        let bytes = row * (rows[1] - rows[0]) as f64;
+        let bandwidth = (many > few && bytes > 0.0).then(|| bytes / (many - few));
+        let latency_s = bandwidth.map_or(few, |b| (few - row * rows[0] as f64 / b).max(0.0));
+        Ok(Lane { bandwidth, latency_s, noise: None })
+    }
+
+    /// Seconds for one token of decode behind a short prompt.
+    fn decode(&self, session: &mut Session) -> Result<f64> {
+        session.clear();
+        let options = Options { max_tokens: 1 + DECODED, mode: Mode::Single, stop_at_end: false, ..Options::default() };
+        let mut answer = session.generate(&self.engine.any_tokens(GRANULE, 0), &options)?;
+        answer.next().transpose()?;
+        let started = Instant::now();
+        let decoded = answer.by_ref().collect::<Result<Vec<_>>>()?.len();
+        Ok(started.elapsed().as_secs_f64() / decoded.max(1) as f64)
+    }
+
+    /// The best cut for a context, and whether its search came to an end.
+    fn point(
+        &self,
+        context: usize,
+        costs: &CostModel,
+        progress: &mut dyn FnMut(CalibrateStep<'_>),
+    ) -> Result<(Point, bool)> {
+        let n = self.engine.shared.adapters.len();
+        let tokens = self.engine.any_tokens(context, 1);
+        let single = |i: usize| -> Result<f64> {
+            let mut session = self.engine.session_on(i)?;
+            self.ttft(&mut session, &tokens, &Options { max_tokens: 1, mode: Mode::Single, ..Options::default() })
+        };
+        let single_ms = (0..n).map(single).map(|s| s.map(|s| s * 1e3)).collect::<Result<Vec<_>>>()?;
+        if n == 1 {
+            let (ttft_ms, lengths) = (single_ms[0], vec![context]);
+            return Ok((Point { context, lengths, ttft_ms, even_ms: ttft_ms, single_ms }, true));
+        }
+        let mut session = self.engine.session()?;
+        let guess = search_simulated(Mode::Runahead, costs, 0, context, self.engine.config().n_layers)?.lengths;
+        let finest = (n_granules(0, context) / FINEST_PART).max(1);
+        let problem = Problem { past: 0, len: context, n_pieces: n, guesses: vec![guess], finest };
+        let mut objective = |lengths: &[usize]| {
+            let split = Split::Given(lengths.to_vec());
+            self.ttft(
+                &mut session,
+                &tokens,
+                &Options { max_tokens: 1, mode: Mode::Runahead, split, ..Options::default() },
+            )
+        };
+        let mut tried = |best: &Found| progress(CalibrateStep::Tried { context, best });
+        let found = search(&problem, self.engine.cancel(), &mut objective, &mut tried)?;
+        let (ttft_ms, even_ms) = (found.seconds * 1e3, found.even_seconds * 1e3);
+        Ok((Point { context, lengths: found.lengths, ttft_ms, even_ms, single_ms }, found.finished))
+    }
+
+    /// Median seconds to the first token, after a run to warm up.
+    fn ttft(&self, session: &mut Session, tokens: &[u32], options: &Options) -> Result<f64> {
+        let mut times = Vec::with_capacity(self.repetitions);
+        for i in 0..=self.repetitions {
+            session.clear();
+            let ms = session.generate(tokens, options)?.report().ttft_ms;
+            if i > 0 {
+                times.push(ms / 1e3);
+            }
+        }
+        Ok(median(times))
+    }
+}
+
+impl Session {
+    /// Seconds for the K/V rows of the first `n_tokens` of a layer from the last adapter to host memory.
+    fn time_download(&self, n_tokens: usize) -> Result<f64> {
+        let wait = Wait::new(self.engine.cancel());
+        let started = Instant::now();
+        self.last().read_rows(0, Piece::new(0, n_tokens), &wait)?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+}
+
+/// The middle value; of an even number of them the upper one; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}

@@ -1,0 +1,154 @@
+//! Costs from timed chunks: least squares for attention, means for the products.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::runahead::cost::{AdapterCost, Curve, Lane};
+
+/// One timed chunk on one adapter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Tokens before the chunk.
+    pub prefix: usize,
+    /// Tokens of the chunk.
+    pub tokens: usize,
+    /// Seconds of the first half of a layer.
+    pub qkv_s: f64,
+    /// Seconds of a whole layer.
+    pub layer_s: f64,
+    /// Seconds from the end of the last whole layer to the first token.
+    pub tail_s: f64,
+}
+
+impl Sample {
+    fn scores(&self) -> f64 {
+        let (p, n) = (self.prefix as f64, self.tokens as f64);
+        n * (p + (n + 1.0) / 2.0)
+    }
+}
+
+/// Fits an adapter's costs to its samples.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    /// The adapter's name.
+    pub name: String,
+    /// Timed chunks: several lengths, and for one length at least two prefixes.
+    pub samples: Vec<Sample>,
+    /// Seconds for one token of decode, where timed.
+    pub decode_s: Option<f64>,
+    /// From the device to host memory.
+    pub down: Lane,
+    /// From host memory to the device.
+    pub up: Lane,
+    /// See [`AdapterCost::queue`].
+    pub queue: Option<Lane>,
+}
+
+impl Fit {
+    /// The costs, and how far they are from the samples ([`AdapterCost::fit_error`]).
+    ///
+    /// # Errors
+    /// [`Error::Config`] without samples, or where attention cannot be told from the rest.
+    pub fn costs(self) -> Result<AdapterCost> {
+        let fail = |text: &str| Err(Error::Config(format!("costs of adapter {}: {text}", self.name)));
+        let mut by_length: BTreeMap<usize, Vec<Sample>> = BTreeMap::new();
+        for s in &self.samples {
+            let sound = [s.qkv_s, s.layer_s, s.tail_s].iter().all(|t| t.is_finite() && *t >= 0.0);
+            if s.tokens == 0 || !sound {
+                return fail(&format!("{s:?} is no timing"));
+            }
+            by_length.entry(s.tokens).or_default().push(*s);
+        }
+        if by_length.is_empty() {
+            return fail("nothing was timed");
+        }
+        let Some(score_s) = slope(&by_length) else {
+            return fail("no length was timed behind two different prefixes");
+        };
+        let points = |of: &dyn Fn(&Sample) -> f64| {
+            Curve::new(by_length.iter().map(|(&n, group)| (n as f64, mean(group.iter().map(of)).max(0.0))))
+        };
+        let costs = AdapterCost {
+            name: self.name.clone(),
+            qkv: points(&|s| s.qkv_s)?,
+            rest: points(&|s| s.layer_s - s.qkv_s - score_s * s.scores())?,
+            score_s,
+            head_s: self.samples.iter().map(|s| s.tail_s).reduce(f64::min).unwrap_or(0.0),
+            decode_s: self.decode_s,
+            down: self.down,
+            up: self.up,
+            queue: self.queue,
+            fit_error: 0.0,
+        };
+        let error = |s: &Sample| (costs.layer_s(s.prefix as f64, s.tokens as f64) / s.layer_s.max(1e-12) - 1.0).powi(2);
+        let fit_error = mean(self.samples.iter().map(error)).sqrt();
+        Ok(AdapterCost { fit_error, ..costs })
+    }
+}
+
+/// Seconds per score: the least-squares slope of the layer's time over the scores, each length with an intercept of its own. Errors count relative
+/// to the time, so that long chunks do not drown short ones.
+fn slope(by_length: &BTreeMap<usize, Vec<Sample>>) -> Option<f64> {
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for group in by_length.values() {
+        let weight = |s: &Sample| s.layer_s.max(1e-12).powi(-2);
+        let total: f64 = group.iter().map(weight).sum();
+        let centre = |of: &dyn Fn(&Sample) -> f64| group.iter().map(|s| weight(s) * of(s)).sum::<f64>() / total;
+        let (x0, y0) = (centre(&|s| s.scores()), centre(&|s| s.layer_s));
+        for s in group {
+            xy += weight(s) * (s.scores() - x0) * (s.layer_s - y0);
+            xx += weight(s) * (s.scores() - x0).powi(2);
+        }
+    }
+    (xx > 0.0).then(|| (xy / xx).max(0.0))
+}
+
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let n = values.len().max(1) as f64;
+    values.sum::<f64>() / n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(noise: f64) -> Vec<Sample> {
+        let lengths = [16usize, 64, 256, 512, 1024];
+        let all = lengths.into_iter().flat_map(|n| [0usize, 512, 2048].map(|p| (p, n)));
+        all.enumerate()
+            .map(|(i, (prefix, tokens))| {
+                let (p, n) = (prefix as f64, tokens as f64);
+                let wobble = 1.0 + noise * [0.3, -1.0, 0.9, -0.2, 0.0][i % 5];
+                let qkv_s = 1e-4 + n * 1e-6;
+                let layer_s = (qkv_s + 2e-4 + n * 3e-6 + 2e-9 * n * (p + (n + 1.0) / 2.0)) * wobble;
+                Sample { prefix, tokens, qkv_s, layer_s, tail_s: 1e-3 }
+            })
+            .collect()
+    }
+
+    fn fit(samples: Vec<Sample>) -> Result<AdapterCost> {
+        let lane = Lane::default();
+        Fit { name: "a".to_owned(), samples, decode_s: None, down: lane, up: lane, queue: None }.costs()
+    }
+
+    #[test]
+    fn a_fit_finds_what_the_samples_were_made_of() {
+        let exact = fit(samples(0.0)).unwrap();
+        assert!((exact.score_s / 2e-9 - 1.0).abs() < 1e-6 && exact.fit_error < 1e-6, "{exact:?}");
+        assert!((exact.rest.at(512.0) / (2e-4 + 512.0 * 3e-6) - 1.0).abs() < 1e-6);
+        assert!((exact.layer_s(4096.0, 512.0) / 6.805e-3 - 1.0).abs() < 1e-3);
+        let noisy = fit(samples(0.05)).unwrap();
+        assert!((noisy.score_s / 2e-9 - 1.0).abs() < 0.2, "{}", noisy.score_s);
+        assert!((0.005..0.05).contains(&noisy.fit_error), "{}", noisy.fit_error);
+    }
+
+    #[test]
+    fn samples_that_say_too_little_are_refused() {
+        assert!(fit(Vec::new()).is_err());
+        let one_prefix = samples(0.0).into_iter().filter(|s| s.prefix == 0).collect();
+        assert!(fit(one_prefix).is_err());
+        let mut negative = samples(0.0);
+        negative[3].layer_s = -1.0;
+        assert!(fit(negative).is_err());
+    }
+}

@@ -1,0 +1,236 @@
+//! Cuts found by search (KVR-S): a hierarchical grid over the lengths of the pieces, coarse first, then finer round the best cell.
+//!
+//! The objective is anything that gives seconds for lengths: a measured prefill, or the simulator. Lengths change by whole granules. The even cut is
+//! the first candidate, so the result is never worse than it.
+
+use std::collections::HashMap;
+
+use crate::cancel::Cancel;
+use crate::dims::GRANULE;
+use crate::error::{Error, Result};
+use crate::runahead::cost::CostModel;
+use crate::runahead::partition::{Split, n_granules, weighted};
+use crate::runahead::schedule::Mode;
+use crate::runahead::simulate::simulate;
+
+/// Up to this many pieces every set of them is shortened together, 2^n - 2 sets; above, only neighbours are.
+const ALL_SETS: usize = 8;
+
+/// What is searched.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Tokens before the prompt.
+    pub past: usize,
+    /// Tokens of the prompt.
+    pub len: usize,
+    /// Pieces to cut it into; fewer where it has fewer granules.
+    pub n_pieces: usize,
+    /// Good guesses, in tokens, tried beside the even cut.
+    pub guesses: Vec<Vec<usize>>,
+    /// The finest step in granules: 1 on the simulator, more where every try is a measured prefill.
+    pub finest: usize,
+}
+
+/// The best cut so far.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Tokens of each piece.
+    pub lengths: Vec<usize>,
+    /// What the objective gave for it.
+    pub seconds: f64,
+    /// What it gave for the even cut.
+    pub even_seconds: f64,
+    /// Cuts tried.
+    pub n_tried: usize,
+    /// Whether the search came to its end; a cancelled one has the best that it saw.
+    pub finished: bool,
+}
+
+/// Searches. `progress` sees the best cut after every try.
+///
+/// # Errors
+/// Those of the objective; [`Error::Cancelled`] only where not even the even cut was tried.
+pub fn search(
+    problem: &Problem,
+    cancel: &Cancel,
+    objective: &mut dyn FnMut(&[usize]) -> Result<f64>,
+    progress: &mut dyn FnMut(&Found),
+) -> Result<Found> {
+    cancel.check()?;
+    let even = Split::Even.lengths(problem.past, problem.len, problem.n_pieces)?;
+    let even_seconds = objective(&even)?;
+    let found = Found { lengths: even, seconds: even_seconds, even_seconds, n_tried: 1, finished: false };
+    progress(&found);
+    let mut grid = Grid { problem, cancel, objective, progress, seen: HashMap::new(), found };
+    grid.seen.insert(grid.found.lengths.clone(), even_seconds);
+    match grid.run() {
+        Ok(()) => Ok(Found { finished: true, ..grid.found }),
+        Err(Error::Cancelled) => Ok(grid.found),
+        Err(other) => Err(other),
+    }
+}
+
+/// The cut for which the simulator expects the first token soonest, for a mode whose pieces may differ.
+///
+/// # Errors
+/// Those of [`simulate`].
+pub fn search_simulated(mode: Mode, costs: &CostModel, past: usize, len: usize, n_layers: usize) -> Result<Found> {
+    costs.validate()?;
+    let guess = weighted(past, len, &balanced(costs, past, len));
+    let n_pieces = mode.n_pieces(costs.adapters.len());
+    let problem = Problem { past, len, n_pieces, guesses: vec![guess], finest: 1 };
+    let used = n_pieces.min(n_granules(past, len));
+    let last: Vec<usize> = (costs.adapters.len() - used.min(costs.adapters.len())..costs.adapters.len()).collect();
+    let costs = costs.pick(&last);
+    let mut objective = |lengths: &[usize]| Ok(simulate(&mode.schedule(past, lengths, n_layers), &costs)?.ttft_s);
+    search(&problem, &Cancel::new(), &mut objective, &mut |_| {})
+}
+
+/// Tokens for each adapter, not rounded, so that a layer takes all of them the same time with transfers free: a good place to start from.
+pub fn balanced(costs: &CostModel, past: usize, len: usize) -> Vec<f64> {
+    let len = len as f64;
+    // Tokens that fit into `seconds` a layer, adapter by adapter.
+    let fill = |seconds: f64| -> Vec<f64> {
+        let mut prefix = past as f64;
+        let fit = |adapter: &crate::runahead::cost::AdapterCost| {
+            let n = largest(len, |n| adapter.layer_s(prefix, n) <= seconds);
+            prefix += n;
+            n
+        };
+        costs.adapters.iter().map(fit).collect()
+    };
+    let most = costs.adapters.iter().map(|a| a.layer_s(past as f64, len)).fold(0.0, f64::max);
+    let too_short = |seconds: f64| fill(seconds).iter().sum::<f64>() < len;
+    let tokens = fill(largest(most, too_short) * (1.0 + 1e-9));
+    // An adapter for which nothing is left still counts as one that takes part.
+    tokens.into_iter().map(|n| n.max(1e-3)).collect()
+}
+
+/// The largest `x` in `0..=most` that holds, where all smaller ones hold too.
+fn largest(most: f64, holds: impl Fn(f64) -> bool) -> f64 {
+    if holds(most) {
+        return most;
+    }
+    let (mut low, mut high) = (0.0, most);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if holds(middle) { low = middle } else { high = middle }
+    }
+    low
+}
+
+struct Grid<'a> {
+    problem: &'a Problem,
+    cancel: &'a Cancel,
+    objective: &'a mut dyn FnMut(&[usize]) -> Result<f64>,
+    progress: &'a mut dyn FnMut(&Found),
+    seen: HashMap<Vec<usize>, f64>,
+    found: Found,
+}
+
+impl Grid<'_> {
+    fn run(&mut self) -> Result<()> {
+        let n = self.found.lengths.len();
+        for guess in &self.problem.guesses {
+            if guess.len() == n && Split::Given(guess.clone()).lengths(self.problem.past, self.problem.len, n).is_ok() {
+                self.attempt(guess.clone())?;
+            }
+        }
+        let granules = n_granules(self.problem.past, self.problem.len);
+        let mut step = (granules / (2 * n)).max(1).next_power_of_two();
+        loop {
+            self.level(step)?;
+            if step <= self.problem.finest.max(1) {
+                return Ok(());
+            }
+            step /= 2;
+        }
+    }
+
+    /// Moves to better neighbours, `step` granules away, until there is none.
+    fn level(&mut self, step: usize) -> Result<()> {
+        loop {
+            let before = self.found.seconds;
+            let counts = self.counts();
+            for neighbour in neighbours(&counts, step) {
+                self.attempt(self.lengths(&neighbour))?;
+            }
+            if self.found.seconds >= before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn attempt(&mut self, lengths: Vec<usize>) -> Result<()> {
+        if self.seen.contains_key(&lengths) {
+            return Ok(());
+        }
+        self.cancel.check()?;
+        let seconds = (self.objective)(&lengths)?;
+        self.seen.insert(lengths.clone(), seconds);
+        self.found.n_tried += 1;
+        if seconds < self.found.seconds {
+            self.found.lengths = lengths;
+            self.found.seconds = seconds;
+        }
+        (self.progress)(&self.found);
+        Ok(())
+    }
+
+    /// Granules of each piece of the best cut.
+    fn counts(&self) -> Vec<usize> {
+        let mut at = self.problem.past;
+        let count = |&n: &usize| {
+            let granules = n_granules(at, n);
+            at += n;
+            granules
+        };
+        self.found.lengths.iter().map(count).collect()
+    }
+
+    fn lengths(&self, counts: &[usize]) -> Vec<usize> {
+        let (past, end) = (self.problem.past, self.problem.past + self.problem.len);
+        let (mut granule, mut at) = (past / GRANULE, past);
+        let length = |&n: &usize| {
+            granule += n;
+            let next = (granule * GRANULE).min(end);
+            let length = next - at;
+            at = next;
+            length
+        };
+        counts.iter().map(length).collect()
+    }
+}
+
+/// Cuts round this one: `step` granules handed from one piece to another, and as many from each piece of a set to all others. The time of a chain is
+/// the time of its slowest adapters: where several are equally slow, only shortening all of them at once makes it shorter.
+fn neighbours(counts: &[usize], step: usize) -> Vec<Vec<usize>> {
+    let n = counts.len();
+    let pairs = (0..n).flat_map(|from| (0..n).filter(move |&to| to != from).map(move |to| (1 << from, 1 << to)));
+    let all = (1u64 << n.min(63)) - 1;
+    let sets: Vec<u64> = if n <= ALL_SETS {
+        (1..all).collect()
+    } else {
+        (0..n.min(63)).flat_map(|a| (a..n.min(63)).map(move |b| ((1u64 << (b - a + 1)) - 1) << a)).collect()
+    };
+    let moves = pairs.chain(sets.into_iter().filter(|&s| s != all).map(|s| (s, all & !s)));
+    moves.filter_map(|(from, to)| handed(counts, from, to, step)).collect()
+}
+
+/// `step` granules from each piece of one set, spread evenly over another; `None` where a piece would be empty. Sets are bit masks.
+fn handed(counts: &[usize], from: u64, to: u64, step: usize) -> Option<Vec<usize>> {
+    let takers = to.count_ones() as usize;
+    let total = step * from.count_ones() as usize;
+    let mut taken = 0;
+    let change = |(i, &count): (usize, &usize)| {
+        if from >> i & 1 == 1 {
+            return count.checked_sub(step).filter(|&left| left > 0);
+        }
+        if to >> i & 1 == 0 {
+            return Some(count);
+        }
+        taken += 1;
+        Some(count + total / takers + usize::from(taken <= total % takers))
+    };
+    counts.iter().enumerate().map(change).collect()
+}

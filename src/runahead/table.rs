@@ -1,0 +1,271 @@
+//! Searched partitions by context length, and the costs beside them (KVR-P): kept in a file, and good only for the set-up that they were made on.
+//!
+//! Between two lengths the shares of the adapters are interpolated; outside, the nearest length's are taken. A file is named after the place
+//! (machine, adapters, model) and carries the whole [`Fingerprint`], so that a table made with another driver is found and refused with that reason.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::runahead::cost::CostModel;
+use crate::runahead::partition::{Split, n_granules, weighted};
+
+/// Changes when the file's meaning does.
+const FORMAT: u32 = 1;
+/// No table is as long as this; a file that is longer is none.
+const MOST_BYTES: u64 = 1 << 22;
+
+/// What a table holds for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The machine: its name and its processor.
+    pub machine: String,
+    /// The adapters in the order of the chain, with their PCI ids where they have one.
+    pub adapters: Vec<String>,
+    /// Back end, driver and tier of each.
+    pub drivers: Vec<String>,
+    /// The model's shape.
+    pub model: String,
+    /// Its weight types.
+    pub weights: String,
+    /// The cache's element type.
+    pub kv: String,
+    /// The program's version.
+    pub version: String,
+}
+
+impl Fingerprint {
+    /// The file in which a table for this place is kept.
+    pub fn file(&self, folder: &Path) -> PathBuf {
+        let place =
+            [&[self.machine.clone(), self.model.clone(), self.weights.clone(), self.kv.clone()], &*self.adapters];
+        // FNV-1a, 64 bits: the name must be the same in every version of the program.
+        let hash = place
+            .concat()
+            .join("\n")
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+        folder.join(format!("{hash:016x}.json"))
+    }
+
+    /// The first respect in which `other` differs.
+    fn difference(&self, other: &Self) -> Option<String> {
+        let list = |v: &Vec<String>| v.join(", ");
+        let pairs = [
+            ("machine", self.machine.clone(), other.machine.clone()),
+            ("adapters", list(&self.adapters), list(&other.adapters)),
+            ("drivers", list(&self.drivers), list(&other.drivers)),
+            ("model", self.model.clone(), other.model.clone()),
+            ("weights", self.weights.clone(), other.weights.clone()),
+            ("cache", self.kv.clone(), other.kv.clone()),
+            ("version", self.version.clone(), other.version.clone()),
+        ];
+        let (what, own, theirs) = pairs.into_iter().find(|(_, a, b)| a != b)?;
+        Some(format!("{what} `{theirs}`, now `{own}`"))
+    }
+}
+
+/// A searched partition.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Tokens of the prompt.
+    pub context: usize,
+    /// Tokens of each piece.
+    #[serde(rename = "partition")]
+    pub lengths: Vec<usize>,
+    /// Measured time to first token, in milliseconds.
+    pub ttft_ms: f64,
+    /// The same of the even cut.
+    pub even_ms: f64,
+    /// The same of each adapter alone.
+    pub single_ms: Vec<f64>,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Table {
+    format: u32,
+    /// When it was made, `YYYY-MM-DD` (UTC).
+    pub date: String,
+    /// What it holds for.
+    pub fingerprint: Fingerprint,
+    /// What the adapters cost, in the order of the chain.
+    pub costs: CostModel,
+    /// Searched partitions, by ascending context; each as many pieces as there are adapters.
+    pub points: Vec<Point>,
+}
+
+impl Table {
+    /// A table made `unix_s` seconds after 1970.
+    ///
+    /// # Errors
+    /// [`Error::Partition`] or [`Error::Config`] where its parts do not fit together.
+    pub fn new(unix_s: u64, fingerprint: Fingerprint, costs: CostModel, mut points: Vec<Point>) -> Result<Self> {
+        points.sort_by_key(|p| p.context);
+        let table = Self { format: FORMAT, date: date(unix_s), fingerprint, costs, points };
+        table.validate()?;
+        Ok(table)
+    }
+
+    /// Lengths in tokens for a prompt; `None` where the table has no partitions.
+    pub fn predict(&self, past: usize, len: usize) -> Option<Vec<usize>> {
+        predict(&self.partitions(), past, len)
+    }
+
+    fn partitions(&self) -> Vec<&[usize]> {
+        self.points.iter().map(|p| &p.lengths[..]).collect()
+    }
+
+    /// Measured milliseconds to the first token for `len` tokens, of the chain and of the best adapter alone; between two lengths interpolated,
+    /// and `None` outside.
+    pub fn measured_ms(&self, len: usize) -> Option<(f64, f64)> {
+        let (first, last) = (self.points.first()?, self.points.last()?);
+        if !(first.context..=last.context).contains(&len) {
+            return None;
+        }
+        let (below, above, t) = around(&self.partitions(), len)?;
+        let (below, above) = (&self.points[below], &self.points[above]);
+        let single = |p: &Point| p.single_ms.iter().copied().fold(f64::INFINITY, f64::min);
+        let mixed = |a: f64, b: f64| a + (b - a) * t;
+        Some((mixed(below.ttft_ms, above.ttft_ms), mixed(single(below), single(above))))
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.costs.validate()?;
+        let n = self.costs.adapters.len();
+        if n != self.fingerprint.adapters.len() {
+            let named = self.fingerprint.adapters.len();
+            return Err(Error::Partition(format!("costs of {n} adapters in a table of {named}")));
+        }
+        if let Some(w) = self.points.windows(2).find(|w| w[1].context <= w[0].context) {
+            return Err(Error::Partition(format!("contexts {} and {} in this order", w[0].context, w[1].context)));
+        }
+        for point in &self.points {
+            Split::Given(point.lengths.clone()).lengths(0, point.context, n)?;
+            let times = point.single_ms.iter().chain([&point.ttft_ms, &point.even_ms]);
+            if point.single_ms.len() != n || times.clone().any(|t| !(t.is_finite() && *t >= 0.0)) {
+                return Err(Error::Partition(format!("times of {} tokens: {point:?}", point.context)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the table into `folder`, which is made where it is missing: to a temporary file first, so that a reader sees the old table or the new
+    /// one. Returns the file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+        let path = self.fingerprint.file(folder);
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let temporary = path.with_extension(format!("json.{}", std::process::id()));
+        let written = std::fs::File::create(&temporary)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+            .and_then(|()| std::fs::rename(&temporary, &path));
+        written.map_err(|e| {
+            // What was written is of no use; that it cannot be removed either changes nothing.
+            let _ = std::fs::remove_file(&temporary);
+            Error::io(&path, e)
+        })?;
+        Ok(path)
+    }
+
+    /// The table for `wanted` in `folder`; `None` where there is none.
+    ///
+    /// # Errors
+    /// See [`Table::read`].
+    pub fn find(folder: &Path, wanted: &Fingerprint) -> Result<Option<Self>> {
+        let path = wanted.file(folder);
+        match path.try_exists() {
+            Ok(false) => Ok(None),
+            Ok(true) => Self::read(&path, wanted).map(Some),
+            Err(e) => Err(Error::io(path, e)),
+        }
+    }
+
+    /// Reads a table, if it holds for `wanted`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::BadFile`] with the reason where the file is corrupt, or is another set-up's.
+    pub fn read(path: &Path, wanted: &Fingerprint) -> Result<Self> {
+        let bad = |reason: String| Error::bad_file(path, reason);
+        let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+        if bytes > MOST_BYTES {
+            return Err(bad(format!("{bytes} bytes are no table of partitions")));
+        }
+        let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let table: Self = serde_json::from_slice(&text).map_err(|e| bad(format!("no table of partitions: {e}")))?;
+        if table.format != FORMAT {
+            return Err(bad(format!("a table of format {}, this version reads {FORMAT}", table.format)));
+        }
+        table.validate().map_err(|e| bad(format!("damaged table: {e}")))?;
+        match wanted.difference(&table.fingerprint) {
+            Some(text) => Err(bad(format!("table of {} made for another set-up: {text}", table.date))),
+            None => Ok(table),
+        }
+    }
+}
+
+/// Lengths in tokens for a prompt, between partitions of other lengths (ascending, equally many pieces each); `None` where there are none.
+pub fn predict(partitions: &[&[usize]], past: usize, len: usize) -> Option<Vec<usize>> {
+    let shares = |lengths: &[usize]| {
+        let total = n_granules(0, lengths.iter().sum()) as f64;
+        let mut at = 0;
+        let share = |&n: &usize| {
+            let granules = n_granules(at, n) as f64;
+            at += n;
+            granules / total
+        };
+        lengths.iter().map(share).collect::<Vec<f64>>()
+    };
+    let (below, above, t) = around(partitions, len)?;
+    let pairs = shares(partitions[below]).into_iter().zip(shares(partitions[above]));
+    Some(weighted(past, len, &pairs.map(|(a, b)| a + (b - a) * t).collect::<Vec<_>>()))
+}
+
+/// The partitions on both sides of a length, and how far it is from the first to the second.
+fn around(partitions: &[&[usize]], len: usize) -> Option<(usize, usize, f64)> {
+    let context = |i: usize| partitions[i].iter().sum::<usize>();
+    let last = partitions.len().checked_sub(1)?;
+    let above = (0..=last).find(|&i| context(i) >= len).unwrap_or(last);
+    if above == 0 || context(above) <= len {
+        return Some((above, above, 0.0));
+    }
+    let (low, high) = (context(above - 1), context(above));
+    Some((above - 1, above, (len - low) as f64 / (high - low) as f64))
+}
+
+/// The day of a Unix time, `YYYY-MM-DD`, by Howard Hinnant's civil-from-days algorithm.
+fn date(unix_s: u64) -> String {
+    let days = unix_s / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Months count from March, so that the leap day is the last of a year.
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::date;
+
+    #[test]
+    fn days_have_their_dates() {
+        let known = [
+            (0, "1970-01-01"),
+            (951_782_400, "2000-02-29"),
+            (1_709_251_199, "2024-02-29"),
+            (1_764_028_800, "2025-11-25"),
+        ];
+        for (unix_s, text) in known {
+            assert_eq!(date(unix_s), text);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What happened when in a prefill: events on one clock for all adapters, as the trace format that Chrome and Perfetto read, and the numbers that
+//! show whether anybody waited for a later piece.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::runahead::chain::AdapterLog;
+use crate::runahead::courier::Span;
+
+/// What an adapter's threads do beside submitting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The courier copies finished rows to the board.
+    Publish,
+    /// The worker copies rows from the board into its cache.
+    Fetch,
+    /// The worker waits for rows of others; its device may still be busy.
+    Wait,
+    /// The worker stands still because an experiment slows it down.
+    Pause,
+}
+
+impl What {
+    /// All of them.
+    pub const ALL: [What; 4] = [What::Publish, What::Fetch, What::Wait, What::Pause];
+
+    /// The name in traces.
+    pub const fn name(self) -> &'static str {
+        match self {
+            What::Publish => "publish",
+            What::Fetch => "fetch",
+            What::Wait => "wait",
+            What::Pause => "pause",
+        }
+    }
+}
+
+/// One of these as it went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Event {
+    /// What.
+    pub what: What,
+    /// The layer that the rows belong to.
+    pub layer: usize,
+    /// Whose rows; `None` for those of earlier turns, and where any rows were waited for.
+    pub piece: Option<usize>,
+    /// Bytes of K and V moved.
+    pub bytes: u64,
+    /// From the start of the prefill.
+    pub start: Duration,
+    /// From the start of the prefill.
+    pub end: Duration,
+}
+
+/// Submissions as the device ran them: one after another, each from its hand-over or the end of the one before.
+pub fn on_device(spans: &[Span]) -> impl Iterator<Item = Span> + '_ {
+    let ends = std::iter::once(Duration::ZERO).chain(spans.iter().map(|s| s.end));
+    spans.iter().zip(ends).map(|(span, before)| Span { start: span.start.max(before).min(span.end), ..*span })
+}
+
+/// The most layers that an adapter was ahead of one behind it in the chain. With a barrier in every layer nobody can be ahead by more than one.
+pub fn run_ahead_layers(adapters: &[&AdapterLog]) -> usize {
+    let done_at = |log: &AdapterLog, time: Duration| {
+        log.spans.iter().take_while(|s| s.end <= time).map(|s| s.stage + 1).max().unwrap_or(0)
+    };
+    let mut most = 0;
+    for (i, first) in adapters.iter().enumerate() {
+        for span in &first.spans {
+            let later = adapters[i + 1..].iter().map(|log| done_at(log, span.end));
+            most = most.max((span.stage + 1).saturating_sub(later.min().unwrap_or(usize::MAX)));
+        }
+    }
+    most
+}
+
+/// The trace as JSON: a process for each adapter, with a row for its device and one for each of [`What`]. Times are in microseconds.
+pub fn chrome(adapters: &[(&str, &AdapterLog)]) -> Value {
+    let mut events = Vec::new();
+    for (pid, (name, log)) in adapters.iter().enumerate() {
+        events.push(json!({"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}}));
+        events
+            .push(json!({"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}}));
+        let rows = std::iter::once("device").chain(What::ALL.map(What::name));
+        for (tid, row) in rows.enumerate() {
+            events.push(json!({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": row}}));
+        }
+        for span in on_device(&log.spans) {
+            let name = format!("stage {}", span.stage);
+            events.push(complete(pid, 0, &name, (span.start, span.end), json!({"stage": span.stage})));
+        }
+        for event in &log.events {
+            let name = format!("{} layer {}", event.what.name(), event.layer);
+            let args = json!({"layer": event.layer, "piece": event.piece, "bytes": event.bytes});
+            let tid = 1 + What::ALL.iter().position(|&what| what == event.what).unwrap_or(0);
+            events.push(complete(pid, tid, &name, (event.start, event.end), args));
+        }
+    }
+    let logs: Vec<&AdapterLog> = adapters.iter().map(|(_, log)| *log).collect();
+    json!({
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {"run_ahead_layers": run_ahead_layers(&logs)},
+    })
+}
+
+fn complete(pid: usize, tid: usize, name: &str, (start, end): (Duration, Duration), args: Value) -> Value {
+    let us = |time: Duration| time.as_secs_f64() * 1e6;
+    json!({"ph": "X", "cat": "prefill", "name": name, "pid": pid, "tid": tid, "ts": us(start), "dur": us(end) - us(start), "args": args})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(stages: &[(usize, u64, u64)]) -> AdapterLog {
+        let ms = Duration::from_millis;
+        let spans = stages.iter().map(|&(stage, start, end)| Span { stage, start: ms(start), end: ms(end) }).collect();
+        AdapterLog { spans, events: Vec::new(), published_bytes: 0, fetched_bytes: 0 }
+    }
+
+    #[test]
+    fn the_lead_of_an_earlier_adapter_is_counted_in_layers() {
+        let first = log(&[(0, 0, 1), (1, 1, 2), (2, 2, 3), (3, 3, 4)]);
+        let late = log(&[(0, 0, 3), (1, 3, 6)]);
+        assert_eq!(run_ahead_layers(&[&first, &late]), 3);
+        // A later adapter that is ahead of an earlier one waits for nothing either, but proves nothing.
+        assert_eq!(run_ahead_layers(&[&late, &first]), 0);
+        assert_eq!((run_ahead_layers(&[&first]), run_ahead_layers(&[&first, &first])), (0, 0));
+    }
+
+    #[test]
+    fn a_trace_has_rows_for_each_adapter_and_nothing_overlaps_on_a_device() {
+        let mut first = log(&[(0, 0, 4), (1, 1, 6)]);
+        let (start, end) = (Duration::from_millis(4), Duration::from_millis(5));
+        first.events.push(Event { what: What::Publish, layer: 0, piece: Some(0), bytes: 64, start, end });
+        let trace = chrome(&[("a", &first), ("b", &log(&[(0, 0, 9)]))]);
+        let events = trace["traceEvents"].as_array().unwrap();
+        let complete: Vec<_> = events.iter().filter(|e| e["ph"] == "X").collect();
+        let times: Vec<_> = complete.iter().map(|e| (e["pid"].as_u64(), e["ts"].as_f64(), e["dur"].as_f64())).collect();
+        let at = |pid, ts, dur| (Some(pid), Some(ts), Some(dur));
+        assert_eq!(times, [at(0, 0.0, 4e3), at(0, 4e3, 2e3), at(0, 4e3, 1e3), at(1, 0.0, 9e3)]);
+        assert_eq!((&complete[2]["tid"], &complete[2]["args"]["bytes"]), (&json!(1), &json!(64)));
+        assert_eq!(events.iter().filter(|e| e["name"] == "thread_name").count(), 10);
+    }
+}
