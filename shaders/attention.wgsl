@@ -2,21 +2,6 @@
 // and walks over the keys in tiles of 32, anchored at key 0.
 // Granule invariant: a row's bits depend on its position and the cache alone. Tiles past a row's position are computed for the sake of its
 // neighbours and change nothing: the maximum stays, the old sums are multiplied by exactly 1, and masked probabilities are exactly 0.
-struct Params {
-    rows: u32,
-    position: u32,    // of the first row
-    q_start: u32,     // vec4 index of the first row's first query
-    q_stride: u32,    // vec4s of a row of qkv
-    kv_stride: u32,   // vec4s of a row of the cache
-    out_start: u32,   // vec4 index of the first row of out
-    out_stride: u32,  // vec4s of a row of out
-    group: u32,       // query heads that share a K/V head
-    scale: f32,
-    window: u32,      // keys that a row sees at most
-    soft_cap: f32,    // 0: none
-    bias_stride: u32, // keys of a head in the bias
-    dense_keys: u32,  // keys whose scores are computed although no row may see them; 0: none
-}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<act4>;
 @group(0) @binding(2) var<storage, read> k: array<kv4>;

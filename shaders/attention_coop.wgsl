@@ -4,21 +4,6 @@
 // neighbours and change nothing: its reference stays, its sums are multiplied by exactly 1, and masked probabilities are exactly 0.
 // Matrices cannot be scaled by row, so sums go through workgroup memory for that. To make it rare, a row's reference is not its maximum: it
 // follows only once the maximum has passed it by SLACK, which leaves probabilities of up to 2^SLACK, well inside f16.
-struct Params {
-    rows: u32,
-    position: u32,    // of the first row
-    q_start: u32,     // vec4 index of the first row's first query
-    q_stride: u32,    // vec4s of a row of qkv
-    kv_stride: u32,   // vec4s of a row of the cache
-    out_start: u32,   // vec4 index of the first row of out
-    out_stride: u32,  // vec4s of a row of out
-    group: u32,       // query heads that share a K/V head
-    scale: f32,
-    window: u32,      // keys that a row sees at most
-    soft_cap: f32,    // 0: none
-    bias_stride: u32, // keys of a head in the bias
-    dense_keys: u32,  // keys whose scores are computed although no row may see them; 0: none
-}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<u32>>;

@@ -47,7 +47,7 @@ impl Variant {
         ShaderSpec {
             name: format!("attention {:?} {:?} {} bias={}", self.activation, self.kv, self.head_dim, self.bias),
             header: format!("{}const HEAD4: u32 = {}u;\n", enables(self.activation), self.head_dim / 4),
-            parts: [vec![act_part(self.activation)], score_parts(self.kv, self.bias)].concat(),
+            parts: [vec![act_part(self.activation), PARAMS], score_parts(self.kv, self.bias)].concat(),
             op: include_str!("../../../shaders/attention.wgsl"),
             entry: "attention",
             overrides: Vec::new(),
@@ -55,6 +55,9 @@ impl Variant {
         }
     }
 }
+
+/// The part with the shaders' form of [`Params`].
+pub(super) const PARAMS: &str = include_str!("../../../shaders/lib/attention_params.wgsl");
 
 /// The parts of an attention shader: cache elements, bias of scores, soft-cap.
 pub(super) fn score_parts(kv: KvDtype, bias: bool) -> Vec<&'static str> {

@@ -1,6 +1,6 @@
 //! Causal attention of many rows on matrix units.
 
-use super::attention::{bindings, params, score_parts};
+use super::attention::{PARAMS, bindings, params, score_parts};
 use super::coop::Coop;
 use super::tensor::Args;
 use super::unroll::unroll;
@@ -75,7 +75,7 @@ impl Variant {
                 self.plain,
                 unroll(ATTENTION, &counts)
             ),
-            parts: score_parts(KvDtype::F16, self.bias),
+            parts: [vec![PARAMS], score_parts(KvDtype::F16, self.bias)].concat(),
             op: include_str!("../../../shaders/lib/octet.wgsl"),
             entry: "attention",
             overrides: Vec::new(),

@@ -1,0 +1,16 @@
+// Parameters that the tile kernels of attention share, with matrix units and without.
+struct Params {
+    rows: u32,
+    position: u32,    // of the first row
+    q_start: u32,     // vec4 index of the first row's first query
+    q_stride: u32,    // vec4s of a row of qkv
+    kv_stride: u32,   // vec4s of a row of the cache
+    out_start: u32,   // vec4 index of the first row of out
+    out_stride: u32,  // vec4s of a row of out
+    group: u32,       // query heads that share a K/V head
+    scale: f32,
+    window: u32,      // keys that a row sees at most
+    soft_cap: f32,    // 0: none
+    bias_stride: u32, // keys of a head in the bias
+    dense_keys: u32,  // keys whose scores are computed although no row may see them; 0: none
+}
