@@ -10,7 +10,7 @@
 @group(0) @binding(3) var<storage, read> v: array<vec4<u32>>;
 @group(0) @binding(OUT_BINDING) var<storage, read_write> out: array<vec4<f16>>;
 
-// HEAD, KEYS, BLOCKS, SUBGROUPS, LANES and IS_PLAIN (no window, bound or bias of scores) come from Rust, and so do the counts of the loops marked by `//%`, which are unrolled as text.
+// HEAD, KEYS, BLOCKS, SUBGROUPS, LANES, SHORT and IS_PLAIN (no window, bound or bias of scores) come from Rust, and so do the counts of the loops marked by `//%`, which are unrolled as text.
 const ROWS: u32 = SUBGROUPS * BLOCKS * 16u;
 const THREADS: u32 = SUBGROUPS * LANES;
 const HEAD4: u32 = HEAD / 4u;
@@ -46,9 +46,11 @@ fn attention(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) own: u32,
 ) {
-    let head = group.y;
-    // The last rows have the most keys: they start first.
-    let first = (groups.x - 1u - group.x) * ROWS;
+    // The last rows have the most keys: they start first, those of all heads where the tiles are few, so that the last ones to run are short.
+    let index = group.y * groups.x + group.x;
+    let is_short = groups.x <= SHORT;
+    let head = select(group.y, index % groups.y, is_short);
+    let first = (groups.x - 1u - select(group.x, index / groups.y, is_short)) * ROWS;
     let last = max(params.position + min(first + ROWS, params.rows), params.dense_keys) - 1u;
     let kv_head = head / params.group * HEAD8;
     let kv_stride = params.kv_stride / 2u;

@@ -66,7 +66,7 @@ fn product(
     var x_$d_$i = x[x_at_$i + first_$d / 8u];
     //% end
     //% for i in W_LOADS
-    var w_$d_$i = fetch_weight(w_row_$i, first_$d + own_k);
+    var w_$d_$i = packed8(w_row_$i, first_$d + own_k);
     //% end
     //% end
     let to = lane / K8 * STRIDE + 2u * (lane % K8);
@@ -80,9 +80,12 @@ fn product(
         x_tile[to + $iu * (THREADS / K8 * STRIDE)] = octet(x_$d_$i).low;
         x_tile[to + $iu * (THREADS / K8 * STRIDE) + 1u] = octet(x_$d_$i).high;
         //% end
+        // Weights are unpacked here, not where they are loaded: there the thread would wait for them.
+        let at_$d = min(k + $du * TK, width - TK) + own_k;
         //% for i in W_LOADS
-        w_tile[to + $iu * (THREADS / K8 * STRIDE)] = w_$d_$i.low;
-        w_tile[to + $iu * (THREADS / K8 * STRIDE) + 1u] = w_$d_$i.high;
+        let unpacked_$d_$i = tile_weight(w_$d_$i, at_$d);
+        w_tile[to + $iu * (THREADS / K8 * STRIDE)] = unpacked_$d_$i.low;
+        w_tile[to + $iu * (THREADS / K8 * STRIDE) + 1u] = unpacked_$d_$i.high;
         //% end
         workgroupBarrier();
         // Past the end, the last ones again: a branch would keep the loads from overlapping with the products.
@@ -91,7 +94,7 @@ fn product(
         x_$d_$i = x[x_at_$i + next_$d / 8u];
         //% end
         //% for i in W_LOADS
-        w_$d_$i = fetch_weight(w_row_$i, next_$d + own_k);
+        w_$d_$i = packed8(w_row_$i, next_$d + own_k);
         //% end
         //% for s in STEPS
         //% for i in M_BLOCKS

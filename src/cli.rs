@@ -19,6 +19,7 @@ mod logits;
 mod new_file;
 mod open;
 mod output;
+mod perplexity;
 mod picture;
 mod plan;
 mod planning;
@@ -64,11 +65,12 @@ fn run(args: Args, interrupt: &Interrupt) -> Result<(), Failure> {
     match args.command {
         Command::Devices(args) => devices::run(&args),
         Command::Pull(args) => pull::run(&args, cancel),
-        Command::Generate(args) => generate::run(&args, cancel),
+        Command::Generate(args) => generate::run(&args, interrupt),
         Command::Doctor => doctor::run(cancel),
         Command::Completions(args) => completions(args.shell),
         Command::Chat(args) => chat::run(&args, interrupt),
         Command::Logits(args) => logits::run(&args, cancel),
+        Command::Perplexity(args) => perplexity::run(&args, cancel),
         Command::Verify(args) => verify::run(&args, cancel),
         Command::Bench(args) => bench::run(&args, cancel),
         Command::Calibrate(args) => calibrate::run(&args, cancel),

@@ -2,6 +2,7 @@
 //!
 //! No global state: several engines live side by side in one process, and everything ends when it is dropped.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
@@ -78,6 +79,13 @@ struct Shared {
     experiment: Experiment,
     cancel: Cancel,
     progress: OnProgress,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let adapters = self.adapters().collect::<Vec<_>>();
+        f.debug_struct("Engine").field("adapters", &adapters).field("context", &self.context()).finish_non_exhaustive()
+    }
 }
 
 impl Engine {

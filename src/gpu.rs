@@ -11,6 +11,7 @@
 mod adapter;
 mod buffer;
 mod caps;
+mod compiling;
 mod device;
 mod native;
 mod pipeline;
@@ -243,6 +244,37 @@ mod tests {
             ShaderSpec { name: "broken".to_owned(), parts: vec!["fn twice(x: f32) { return x; }"], ..double_spec() };
         assert!(matches!(gpu.pipeline(&spec), Err(Error::Shader { name, .. }) if name == "broken"));
         gpu.pipeline(&double_spec()).unwrap();
+    }
+
+    #[test]
+    fn what_the_driver_compiled_is_kept_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = || {
+            let gpu = gpu();
+            gpu.keep_pipelines(folder.path());
+            let pipeline = gpu.pipeline(&double_spec()).unwrap();
+            let buffer = gpu.buffer("data", 64).unwrap();
+            gpu.write(&buffer, 0, bytemuck::cast_slice(&[1.5f32; 16])).unwrap();
+            let mut recording = gpu.recording();
+            double(&mut recording, &pipeline, &buffer, 16);
+            gpu.submit(recording).unwrap();
+            assert_eq!(read_f32(&gpu, &buffer), [3.0; 16]);
+        };
+        run();
+        let files = || std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().path()).collect::<Vec<_>>();
+        let [file] = &files()[..] else { panic!("one file for the adapter") };
+        let first = std::fs::read(file).unwrap();
+        assert!(first.len() > 64);
+        run();
+        assert_eq!(files(), std::slice::from_ref(file));
+        // A cut file, noise, and a folder in its place are passed over.
+        std::fs::write(file, &first[..first.len() - 1]).unwrap();
+        run();
+        std::fs::write(file, [7; 5000]).unwrap();
+        run();
+        std::fs::remove_file(file).unwrap();
+        std::fs::create_dir(file).unwrap();
+        run();
     }
 
     #[test]

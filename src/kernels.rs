@@ -20,6 +20,9 @@ use crate::weights::WeightTensor;
 pub mod cpu;
 pub mod wgsl;
 
+/// What [`Kernels::rows_at_once`] gives at most.
+pub const MAX_ROWS_AT_ONCE: usize = 4096;
+
 /// A device that can run a model.
 pub trait Kernels: Send + Sync + Sized + 'static {
     /// A flat array of scalars on the device. Cheap to clone: clones share the storage.
@@ -31,7 +34,7 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     /// A point in the device's queue.
     type Submitted: Clone + Send + Sync;
     /// A copy of tensor elements on its way to the host.
-    type Download: Send;
+    type Download: Send + Sync;
 
     /// The adapter's name, for errors.
     fn name(&self) -> &str;
@@ -39,8 +42,12 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn activation(&self) -> Scalar;
     /// Activation tensors hold a multiple of this many rows.
     fn row_tile(&self) -> usize;
+    /// Rows of an activation of `width` elements that a caller had best compute at a time, where it need not keep all: a multiple of the granule.
+    fn rows_at_once(&self, width: usize) -> usize;
     /// Cache tensors hold a multiple of this many rows.
     fn key_tile(&self) -> usize;
+    /// Whether work goes on while the host prepares more, at no cost to the host: then it pays to submit what may turn out not to be wanted.
+    fn works_beside_host(&self) -> bool;
     /// Number of key splits that [`AttentionDecode::partial`] must have room for.
     fn decode_splits(&self) -> usize;
 
@@ -61,6 +68,11 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn norm(&self, rec: &mut Self::Recording, op: Norm<'_, Self>) -> Result<()>;
     /// `x * weight^T` with an epilogue.
     fn product(&self, rec: &mut Self::Recording, op: Product<'_, Self>) -> Result<()>;
+    /// A norm and the product of its rows, whose `x` is the norm's `out`. Where a device can do both at once (in decode), `out` stays as it was.
+    fn norm_product(&self, rec: &mut Self::Recording, norm: Norm<'_, Self>, product: Product<'_, Self>) -> Result<()> {
+        self.norm(rec, norm)?;
+        self.product(rec, product)
+    }
     /// Rotates Q in place and K into the cache, copies V into the cache.
     fn rope_cache(&self, rec: &mut Self::Recording, op: RopeCache<'_, Self>) -> Result<()>;
     /// Causal attention of many rows over the cache.
@@ -188,7 +200,7 @@ pub struct Product<'a, K: Kernels> {
     pub bias: Option<&'a K::Tensor>,
     /// See [`Epilogue`].
     pub out: &'a K::Tensor,
-    /// Rows of `x`.
+    /// Rows of `x`. In decode there is one, and it starts at a multiple of 8 elements.
     pub rows: Range<usize>,
     /// The row of `out` that belongs to `rows.start`.
     pub out_row: usize,

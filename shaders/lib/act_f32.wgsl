@@ -2,6 +2,12 @@
 alias act = f32;
 alias act2 = vec2<f32>;
 alias act4 = vec4<f32>;
+// Eight elements.
+alias act8 = mat2x4<f32>;
+
+fn wide(v: act8) -> mat2x4<f32> {
+    return v;
+}
 
 fn to_act(v: f32) -> act {
     return v;

@@ -17,19 +17,26 @@ fn values(q: vec4<u32>) -> vec4<f32> {
     return vec4<f32>((four << (vec4<u32>(24u) - 8u * (q & vec4<u32>(3u)))) >> vec4<u32>(24u));
 }
 
-fn eight(q: u32, scale: f32) -> mat2x4<f32> {
-    let codes = nibbles(q);
-    return mat2x4<f32>(scale * values(codes[0]), scale * values(codes[1]));
+fn codes(q: u32) -> mat2x4<f32> {
+    let n = nibbles(q);
+    return mat2x4<f32>(values(n & vec4<u32>(15u)), values(n >> vec4<u32>(16u)));
 }
 
-// Elements `k .. k + 8` of a row; `k` is a multiple of 8.
-fn weight8(row: u32, k: u32) -> mat2x4<f32> {
-    return eight(quants[row * params.blocks + k / 32u][k / 8u % 4u], scale_of(row, k / 32u));
+// Elements `k .. k + 8` of a row, unpacked at once; `k` is a multiple of 8.
+alias Packed = mat2x4<f32>;
+
+fn packed8(row: u32, k: u32) -> Packed {
+    return codes(quants[row * params.blocks + k / 32u][k / 8u % 4u]) * scale_of(row, k / 32u);
 }
 
-// A block of 32 elements, eight at a time.
-fn weight32(row: u32, block: u32) -> array<mat2x4<f32>, 4> {
-    let q = quants[row * params.blocks + block];
-    let scale = scale_of(row, block);
-    return array<mat2x4<f32>, 4>(eight(q.x, scale), eight(q.y, scale), eight(q.z, scale), eight(q.w, scale));
+fn unpack8(packed: Packed, k: u32) -> mat2x4<f32> {
+    return packed;
+}
+
+// A block of a row times 32 elements of `x`; `first` counts eights. The codes are scaled once they are added up.
+fn dot32(row: u32, first: u32, step: u32, v: array<mat2x4<f32>, 4>, total: vec2<f32>) -> f32 {
+    let q = quants[row * params.blocks + first / 4u];
+    let low = dot8(codes(q.x), v[0]) + dot8(codes(q.y), v[1]);
+    let high = dot8(codes(q.z), v[2]) + dot8(codes(q.w), v[3]);
+    return (low + high) * scale_of(row, first / 4u);
 }

@@ -11,23 +11,29 @@ fn scale_and_min(row: u32, k: u32) -> vec2<f32> {
     return unpack2x16float(scales[at + 4u]) * vec2<f32>(f32(byte & 15u), f32((byte >> 4u) & 15u));
 }
 
-// The products are exact, so that it does not matter whether they are fused with the subtraction. So in all formats of super-blocks.
-fn eight(q: u32, s: vec2<f32>) -> mat2x4<f32> {
-    let codes = bit_pairs(q);
-    return mat2x4<f32>(s.x * whole(codes[0]) - s.y, s.x * whole(codes[1]) - s.y);
-}
+// Elements `k .. k + 8` of a row, unpacked at once; `k` is a multiple of 8.
+alias Packed = mat2x4<f32>;
 
-// Elements `k .. k + 8` of a row; `k` is a multiple of 8.
-fn weight8(row: u32, k: u32) -> mat2x4<f32> {
+fn packed8(row: u32, k: u32) -> Packed {
     let q = quants[row * (params.blocks / 2u) + k / 64u][k / 16u % 4u];
-    return eight(q >> (2u * (k % 16u)), scale_and_min(row, k));
+    let n = numbers(bit_pairs(q >> (2u * (k % 16u))), 0.0);
+    let s = scale_and_min(row, k);
+    // The products are exact, so that it does not matter whether they are fused with the subtraction. So in all formats of super-blocks.
+    return mat2x4<f32>(s.x * n[0] - s.y, s.x * n[1] - s.y);
 }
 
-// A block of 32 elements, eight at a time.
-fn weight32(row: u32, block: u32) -> array<mat2x4<f32>, 4> {
+fn unpack8(packed: Packed, k: u32) -> mat2x4<f32> {
+    return packed;
+}
+
+// A block of a row times 32 elements of `x`; `first` counts eights. The codes are scaled once they are added up.
+fn dot32(row: u32, first: u32, step: u32, v: array<mat2x4<f32>, 4>, total: vec2<f32>) -> f32 {
+    let block = first / 4u;
     let four = quants[row * (params.blocks / 2u) + block / 2u];
     let q = select(four.xy, four.zw, block % 2u == 1u);
-    let first = scale_and_min(row, 32u * block);
-    let second = scale_and_min(row, 32u * block + 16u);
-    return array<mat2x4<f32>, 4>(eight(q.x, first), eight(q.x >> 16u, first), eight(q.y, second), eight(q.y >> 16u, second));
+    let a = scale_and_min(row, 32u * block);
+    let b = scale_and_min(row, 32u * block + 16u);
+    let low = dot8(numbers(bit_pairs(q.x), 0.0), v[0]) + dot8(numbers(bit_pairs(q.x >> 16u), 0.0), v[1]);
+    let high = dot8(numbers(bit_pairs(q.y), 0.0), v[2]) + dot8(numbers(bit_pairs(q.y >> 16u), 0.0), v[3]);
+    return (a.x * low - a.y * total.x) + (b.x * high - b.y * total.y);
 }

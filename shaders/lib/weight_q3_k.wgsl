@@ -11,37 +11,33 @@ fn scale_of(s: vec4<u32>, j: u32) -> f32 {
     return unpack2x16float(s.w).x * (f32(low | (high << 4u)) - 32.0);
 }
 
-fn eight(q: u32, high: u32, scale: f32) -> mat2x4<f32> {
-    let low = bit_pairs(q);
-    let third = bits(high);
-    return mat2x4<f32>(
-        scale * (whole(low[0] | (third[0] << vec4<u32>(2u))) - 4.0),
-        scale * (whole(low[1] | (third[1] << vec4<u32>(2u))) - 4.0),
-    );
+fn codes(q: u32, high: u32) -> mat2x4<f32> {
+    return numbers(bit_pairs(q) | (bits(high) << vec4<u32>(2u)), -4.0);
 }
 
-// Elements `k .. k + 8` of a row; `k` is a multiple of 8.
-fn weight8(row: u32, k: u32) -> mat2x4<f32> {
+// Elements `k .. k + 8` of a row, unpacked at once; `k` is a multiple of 8.
+alias Packed = mat2x4<f32>;
+
+fn packed8(row: u32, k: u32) -> Packed {
     let super_block = row * (params.blocks / 8u) + k / 256u;
     let q = quants[6u * super_block + k / 64u % 4u][k / 16u % 4u];
     let high = quants[6u * super_block + 4u + k / 128u % 2u][k / 32u % 4u];
-    return eight(q >> (2u * (k % 16u)), high >> (k % 32u), scale_of(scales[super_block], k / 16u % 16u));
+    return codes(q >> (2u * (k % 16u)), high >> (k % 32u)) * scale_of(scales[super_block], k / 16u % 16u);
 }
 
-// A block of 32 elements, eight at a time.
-fn weight32(row: u32, block: u32) -> array<mat2x4<f32>, 4> {
-    let super_block = row * (params.blocks / 8u) + block / 8u;
-    let part = block % 8u;
+fn unpack8(packed: Packed, k: u32) -> mat2x4<f32> {
+    return packed;
+}
+
+// A block of a row times 32 elements of `x`; `first` counts eights. The codes are scaled once they are added up.
+fn dot32(row: u32, first: u32, step: u32, v: array<mat2x4<f32>, 4>, total: vec2<f32>) -> f32 {
+    let super_block = row * (params.blocks / 8u) + first / 32u;
+    let part = first / 4u % 8u;
     let four = quants[6u * super_block + part / 2u];
     let q = select(four.xy, four.zw, part % 2u == 1u);
     let high = quants[6u * super_block + 4u + part / 4u][part % 4u];
     let s = scales[super_block];
-    let first = scale_of(s, 2u * part);
-    let second = scale_of(s, 2u * part + 1u);
-    return array<mat2x4<f32>, 4>(
-        eight(q.x, high, first),
-        eight(q.x >> 16u, high >> 8u, first),
-        eight(q.y, high >> 16u, second),
-        eight(q.y >> 16u, high >> 24u, second),
-    );
+    let low = dot8(codes(q.x, high), v[0]) + dot8(codes(q.x >> 16u, high >> 8u), v[1]);
+    let above = dot8(codes(q.y, high >> 16u), v[2]) + dot8(codes(q.y >> 16u, high >> 24u), v[3]);
+    return low * scale_of(s, 2u * part) + above * scale_of(s, 2u * part + 1u);
 }

@@ -3,25 +3,30 @@
 @group(0) @binding(3) var<storage, read> scales: array<u32>;
 const AFTER_WEIGHT: u32 = 4u;
 
-fn scale_of(row: u32, block: u32) -> f32 {
-    let pair = unpack2x16float(scales[row * ((params.blocks + 1u) / 2u) + block / 2u]);
+fn scale_in(word: u32, block: u32) -> f32 {
+    let pair = unpack2x16float(word);
     return select(pair.x, pair.y, block % 2u == 1u);
 }
 
-fn eight(q: u32, scale: f32) -> mat2x4<f32> {
-    let low = vec4<f32>(vec4<i32>((vec4<u32>(q) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u)));
-    let high = vec4<f32>(vec4<i32>((vec4<u32>(q) >> vec4<u32>(16u, 20u, 24u, 28u)) & vec4<u32>(15u)));
-    return mat2x4<f32>(scale * (low - 8.0), scale * (high - 8.0));
+// Eight nibbles, and the word that their scale is in.
+alias Packed = vec2<u32>;
+
+// Elements `k .. k + 8` of a row as they are stored; `k` is a multiple of 8.
+fn packed8(row: u32, k: u32) -> Packed {
+    let block = k / 32u;
+    return Packed(quants[row * params.blocks + block][k / 8u % 4u], scales[row * ((params.blocks + 1u) / 2u) + block / 2u]);
 }
 
-// Elements `k .. k + 8` of a row; `k` is a multiple of 8.
-fn weight8(row: u32, k: u32) -> mat2x4<f32> {
-    return eight(quants[row * params.blocks + k / 32u][k / 8u % 4u], scale_of(row, k / 32u));
+fn unpack8(packed: Packed, k: u32) -> mat2x4<f32> {
+    return numbers(nibbles(packed.x), -8.0) * scale_in(packed.y, k / 32u);
 }
 
-// A block of 32 elements, eight at a time.
-fn weight32(row: u32, block: u32) -> array<mat2x4<f32>, 4> {
+// A block of a row times 32 elements of `x`; `first` counts eights. The codes are scaled once they are added up.
+fn dot32(row: u32, first: u32, step: u32, v: array<mat2x4<f32>, 4>, total: vec2<f32>) -> f32 {
+    let block = first / 4u;
+    let scale = scale_in(scales[row * ((params.blocks + 1u) / 2u) + block / 2u], block);
     let q = quants[row * params.blocks + block];
-    let scale = scale_of(row, block);
-    return array<mat2x4<f32>, 4>(eight(q.x, scale), eight(q.y, scale), eight(q.z, scale), eight(q.w, scale));
+    let low = dot8(numbers(nibbles(q.x), -8.0), v[0]) + dot8(numbers(nibbles(q.y), -8.0), v[1]);
+    let high = dot8(numbers(nibbles(q.z), -8.0), v[2]) + dot8(numbers(nibbles(q.w), -8.0), v[3]);
+    return (low + high) * scale;
 }

@@ -3,26 +3,30 @@
 @group(0) @binding(3) var<storage, read> scales: array<u32>;
 const AFTER_WEIGHT: u32 = 4u;
 
+// Eight nibbles, their scale and minimum.
+alias Packed = vec2<u32>;
+
+// Elements `k .. k + 8` of a row as they are stored; `k` is a multiple of 8.
+fn packed8(row: u32, k: u32) -> Packed {
+    let at = row * params.blocks + k / 32u;
+    return Packed(quants[at][k / 8u % 4u], scales[at]);
+}
+
 // The fma is explicit: a compiler that fuses in one kernel and not in another would give prefill variants different weights.
-fn eight(q: u32, scale_and_min: u32) -> mat2x4<f32> {
-    let pair = unpack2x16float(scale_and_min);
+fn unpack8(packed: Packed, k: u32) -> mat2x4<f32> {
+    let pair = unpack2x16float(packed.y);
     let scale = vec4<f32>(pair.x);
     let least = vec4<f32>(pair.y);
-    let low = vec4<f32>(vec4<i32>((vec4<u32>(q) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u)));
-    let high = vec4<f32>(vec4<i32>((vec4<u32>(q) >> vec4<u32>(16u, 20u, 24u, 28u)) & vec4<u32>(15u)));
-    return mat2x4<f32>(fma(scale, low, least), fma(scale, high, least));
+    let n = numbers(nibbles(packed.x), 0.0);
+    return mat2x4<f32>(fma(scale, n[0], least), fma(scale, n[1], least));
 }
 
-// Elements `k .. k + 8` of a row; `k` is a multiple of 8.
-fn weight8(row: u32, k: u32) -> mat2x4<f32> {
-    let at = row * params.blocks + k / 32u;
-    return eight(quants[at][k / 8u % 4u], scales[at]);
-}
-
-// A block of 32 elements, eight at a time.
-fn weight32(row: u32, block: u32) -> array<mat2x4<f32>, 4> {
-    let at = row * params.blocks + block;
+// A block of a row times 32 elements of `x`; `first` counts eights. The codes are scaled once they are added up.
+fn dot32(row: u32, first: u32, step: u32, v: array<mat2x4<f32>, 4>, total: vec2<f32>) -> f32 {
+    let at = row * params.blocks + first / 4u;
+    let s = unpack2x16float(scales[at]);
     let q = quants[at];
-    let s = scales[at];
-    return array<mat2x4<f32>, 4>(eight(q.x, s), eight(q.y, s), eight(q.z, s), eight(q.w, s));
+    let low = dot8(numbers(nibbles(q.x), 0.0), v[0]) + dot8(numbers(nibbles(q.y), 0.0), v[1]);
+    let high = dot8(numbers(nibbles(q.z), 0.0), v[2]) + dot8(numbers(nibbles(q.w), 0.0), v[3]);
+    return s.x * (low + high) + s.y * (total.x + total.y);
 }

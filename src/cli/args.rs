@@ -1,15 +1,16 @@
 //! The arguments as they are typed. What they mean together is checked where they are used.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use runahead::dtype::KvDtype;
-use runahead::engine::DeviceId;
+use runahead::engine::{DeviceId, saved_tokens};
 use runahead::runahead::partition::Split;
 
 use super::bench::BenchArgs;
 use super::calibrate::CalibrateArgs;
 use super::experiment::ExperimentArgs;
+use super::failure::Failure;
 use super::plan::PlanArgs;
 use super::planning;
 use super::sampling::SamplingArgs;
@@ -38,6 +39,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Write the logits of every position of a prompt
     Logits(LogitsArgs),
+    /// Measure how well a model foretells a text
+    Perplexity(PerplexityArgs),
     /// Compare a chain of adapters with one adapter
     Verify(VerifyArgs),
     /// Measure the time to the first token and the rate of decoding
@@ -87,10 +90,8 @@ pub struct GenerateArgs {
     /// Tokens to generate at most
     #[arg(short, value_name = "N", default_value_t = 128)]
     pub n: usize,
-    /// Adapters in the order of the chain: indices of `devices`, or cpu; one named twice is opened twice.
-    /// Every real GPU unless said here, else the CPU
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub session: SessionArgs,
     /// auto (whatever is expected to be fastest), single (the last adapter alone), runahead (a chain over all), relay, tsp, tsp-causal or zigzag
     #[arg(long, value_name = "MODE", value_parser = planning::Prefill::parse, default_value = "auto")]
     pub prefill: planning::Prefill,
@@ -102,14 +103,6 @@ pub struct GenerateArgs {
     /// Tell the log-probabilities of the N likeliest tokens at each place, in the JSON
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     pub logprobs: usize,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    /// Tokens that prompt and answer may take together; as many as they need unless said here
-    #[arg(long, value_name = "TOKENS")]
-    pub context: Option<usize>,
-    /// A session's file: what the prompt shares with it is not prefilled again; it then holds prompt and answer
-    #[arg(long, value_name = "FILE")]
-    pub session: Option<PathBuf>,
     /// One JSON object instead of the text
     #[arg(long)]
     pub json: bool,
@@ -134,19 +127,10 @@ pub struct ChatArgs {
     /// Tokens of an answer at most
     #[arg(short, value_name = "N", default_value_t = 512)]
     pub n: usize,
-    /// Adapters of the chain, as in `generate`
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub session: SessionArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    /// Tokens that the conversation may take; 4096 unless said here
-    #[arg(long, value_name = "TOKENS")]
-    pub context: Option<usize>,
-    /// Go on with the conversation in this file, if it is there, and save it after each answer
-    #[arg(long, value_name = "FILE")]
-    pub session: Option<PathBuf>,
 }
 
 /// Arguments of `logits`.
@@ -166,6 +150,35 @@ pub struct LogitsArgs {
     /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+}
+
+/// Arguments of `perplexity`.
+#[derive(Debug, clap::Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text; `-` is stdin
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Tokens of a window; those of its second half count
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = window)]
+    pub window: usize,
+    /// Adapters of the chain, as in `generate`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// JSON instead of a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Two tokens at least: one that counts, and one before it.
+fn window(text: &str) -> Result<usize, String> {
+    let n: usize = text.parse().map_err(|e| format!("{e}"))?;
+    if n < 2 { Err("2 tokens at least".to_owned()) } else { Ok(n) }
 }
 
 /// Arguments of `verify`.
@@ -191,6 +204,31 @@ pub struct ModelArgs {
     /// A GGUF file, or a folder in Hugging Face layout; what `pull smollm2` fetched unless said here
     #[arg(short, value_name = "PATH")]
     pub model: Option<PathBuf>,
+}
+
+/// What prompts and answers run on, and where they are kept.
+#[derive(Debug, clap::Args)]
+pub struct SessionArgs {
+    /// Adapters in the order of the chain: indices of `devices`, or cpu; one named twice is opened twice.
+    /// Every real GPU unless said here, else the CPU
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Tokens that prompts and answers may take together; unless said here what they need in `generate`, 4096 in `chat`
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Go on with the session in this file, if it is there: what a prompt shares with it is not prefilled again; saved behind each answer
+    #[arg(id = "session", long = "session", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+impl SessionArgs {
+    /// The file, where it is there to go on with, and the number of its tokens.
+    pub fn saved(&self) -> Result<(Option<&Path>, usize), Failure> {
+        let path = self.file.as_deref().filter(|path| path.exists());
+        Ok((path, path.map(saved_tokens).transpose()?.map_or(0, |tokens| tokens.len())))
+    }
 }
 
 /// Which prompt.

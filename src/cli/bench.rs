@@ -22,6 +22,7 @@ use super::progress::Bars;
 
 mod args;
 mod cases;
+mod kernels;
 mod measure;
 mod row;
 mod table;
@@ -34,6 +35,9 @@ use table::Table;
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
+    if let Some(filter) = &args.kernels {
+        return kernels::run(args, filter, cancel);
+    }
     let named = open::named_or_default(&args.devices);
     let groups = cases::groups(args, &named)?;
     let files = files(args)?;

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use runahead::cancel::Wait;
-use runahead::engine::{Engine, Experiment, Mode, Options, PrefillReport, Session, saved_tokens};
+use runahead::engine::{Engine, Mode, Options, PrefillReport, Session};
 use runahead::error::Error;
 use runahead::template::Message;
 
 use super::args::ChatArgs;
 use super::failure::Failure;
 use super::interrupt::Interrupt;
-use super::open::{self, Opening};
+use super::open;
 use super::output;
 use super::progress::Bars;
 
@@ -41,28 +41,17 @@ pub fn run(args: &ChatArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     if files.tokenizer().is_none() || files.template().is_none() {
         return Err(Error::Template("the model has none; `generate` works without".to_owned()).into());
     }
-    let saved = args.session.as_deref().filter(|path| path.exists());
-    let n_saved = saved.map(saved_tokens).transpose()?.map_or(0, |tokens| tokens.len());
-    let devices = open::named_or_default(&args.devices);
-    let context = args.context.unwrap_or(CONTEXT.min(files.config().max_context).max(n_saved));
-    let bars = Arc::new(Bars::new());
-    let cancel = &interrupt.cancel;
-    let opening = Opening {
-        devices: &devices,
-        context,
-        kv: args.kv.kv.into(),
-        experiment: Experiment::default(),
-        cancel,
-        bars: &bars,
-    };
-    let engine = open::engine(files, &opening)?;
+    let (saved, n_saved) = args.session.saved()?;
+    let devices = open::named_or_default(&args.session.devices);
+    let context = args.session.context.unwrap_or(CONTEXT.min(files.config().max_context).max(n_saved));
+    let (engine, bars) = open::plainly(files, &devices, &args.session.kv, context, &interrupt.cancel)?;
 
     let mut chat = Chat {
         session: engine.session()?,
         engine,
         talk: Conversation::default(),
         options,
-        file: args.session.as_deref(),
+        file: args.session.file.as_deref(),
         bars,
         interrupt,
     };
@@ -105,6 +94,9 @@ impl Chat<'_> {
         let lines = lines::read()?;
         let wait = Wait::new(&self.interrupt.cancel);
         loop {
+            if self.interrupt.is_leaving() {
+                return Err(Error::Cancelled.into());
+            }
             if at_terminal {
                 output::prompt("> ");
             }
@@ -166,7 +158,7 @@ impl Chat<'_> {
 
         self.talk.answered(asked, &answer.text, self.options.stop.is_empty());
         self.tell(&answer);
-        let saved = match self.file.filter(|_| answer.failure.is_none() || turn.is_cancelled()) {
+        let saved = match self.file.filter(|_| answer.failure.as_ref().is_none_or(Failure::leaves_session)) {
             Some(path) => self.save(path),
             None => Ok(()),
         };

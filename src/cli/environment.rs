@@ -47,11 +47,14 @@ mod tests {
         let environment = [("RUNAHEAD_MODEL", "/m.gguf"), ("RUNAHEAD_DEVICES", "1,cpu"), ("RUNAHEAD_KV", "f32")];
         let Ok(Parsed::Generate(args)) = parse(&environment, &["runahead", "generate", "-p", "x"]) else { panic!() };
         assert_eq!(args.model.model.as_deref(), Some(Path::new("/m.gguf")));
-        assert_eq!(args.devices.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1", "cpu"]);
-        assert_eq!(args.kv.kv, Kv::F32);
+        assert_eq!(args.session.devices.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1", "cpu"]);
+        assert_eq!(args.session.kv.kv, Kv::F32);
         let typed = ["runahead", "generate", "-p", "x", "-m", "n", "--devices", "0", "--kv", "f16"];
         let Ok(Parsed::Generate(args)) = parse(&environment, &typed) else { panic!() };
-        assert_eq!((args.model.model.as_deref(), args.devices.len(), args.kv.kv), (Some(Path::new("n")), 1, Kv::F16));
+        assert_eq!(
+            (args.model.model.as_deref(), args.session.devices.len(), args.session.kv.kv),
+            (Some(Path::new("n")), 1, Kv::F16)
+        );
         // A command that asks for adapters is content with those of the environment.
         assert!(matches!(parse(&environment, &["runahead", "verify"]), Ok(Parsed::Verify(_))));
         let Ok(Parsed::Pull(pull)) = parse(&environment, &["runahead", "pull"]) else { panic!() };

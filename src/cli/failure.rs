@@ -32,6 +32,11 @@ impl Failure {
         }
     }
 
+    /// Whether a session is good behind it: an answer was stopped, or could not be shown.
+    pub fn leaves_session(&self) -> bool {
+        !matches!(self, Failure::Library(error) if !matches!(error, Error::Cancelled))
+    }
+
     /// An I/O error with the file that it is about.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Failure::Library(Error::io(path, source))

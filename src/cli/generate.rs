@@ -6,8 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use runahead::cancel::Cancel;
-use runahead::engine::{DeviceId, EngineBuilder, Experiment, Mode, Options, PrefillReport, Session, saved_tokens};
+use runahead::engine::{DeviceId, EngineBuilder, Experiment, Mode, Options, PrefillReport, Session};
 use runahead::error::Error;
 use runahead::runahead::partition::Split;
 use runahead::runahead::trace;
@@ -15,6 +14,7 @@ use runahead::runahead::trace;
 use super::args::GenerateArgs;
 use super::failure::Failure;
 use super::input::Prompt;
+use super::interrupt::Interrupt;
 use super::new_file::NewFile;
 use super::open::{self, Opening};
 use super::output;
@@ -27,14 +27,14 @@ mod report;
 use report::{Answer, Report};
 
 /// Runs the command.
-pub fn run(args: &GenerateArgs, cancel: &Cancel) -> Result<(), Failure> {
+pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
+    let cancel = &interrupt.cancel;
     let options = options(args)?;
     let prompt = Prompt::read(&args.prompt, cancel)?;
     let files = open::files(&args.model)?;
     let tokens = prompt.tokens(&files, args.raw)?;
     cancel.check()?;
-    let saved = args.session.as_deref().filter(|path| path.exists());
-    let n_saved = saved.map(saved_tokens).transpose()?.map_or(0, |tokens| tokens.len());
+    let (saved, n_saved) = args.session.saved()?;
     let plan = Plan::new(args, options, &files, tokens.len(), n_saved)?;
 
     // Before the work: a folder that cannot be written would waste it.
@@ -44,21 +44,30 @@ pub fn run(args: &GenerateArgs, cancel: &Cancel) -> Result<(), Failure> {
     let opening = Opening {
         devices: &plan.devices,
         context: plan.context,
-        kv: args.kv.kv.into(),
+        kv: args.session.kv.kv.into(),
         experiment: plan.experiment.clone(),
         cancel,
         bars: &bars,
     };
     let engine = open::engine(files, &opening)?;
-    let session = match &saved {
+    let mut session = match &saved {
         Some(path) => engine.load_session(path)?,
         None => engine.session()?,
     };
+    // An answer that is stopped leaves the session's file what there is of it.
+    let stop = cancel.child();
+    let _until_saved = args.session.file.as_ref().map(|_| interrupt.during(&stop));
+    session.end_with(Some(&stop));
     let answer = answer(session, &tokens, &plan, pictures, args.json, &bars)?;
-    if let Some(path) = &args.session {
+    if let Some(path) =
+        args.session.file.as_ref().filter(|_| answer.failure.as_ref().is_none_or(Failure::leaves_session))
+    {
         answer.session.save(path)?;
     }
-    let report = Report::new(answer, args.session.is_some(), &plan.options.sampling);
+    if let Some(failure) = answer.failure {
+        return Err(failure);
+    }
+    let report = Report::new(answer, args.session.file.is_some(), &plan.options.sampling);
     if args.json { output::json_pretty(&report) } else { report.print_summary() }
 }
 
@@ -113,7 +122,7 @@ impl Plan {
     ) -> Result<Self, Failure> {
         // The last token needs no row: nothing comes after it.
         let behind = args.n.saturating_sub(1);
-        let context = match args.context {
+        let context = match args.session.context {
             None => open::context_for(files, n_prompt, behind)?.max(n_saved),
             Some(context) if n_prompt > context => {
                 return Err(Error::ContextFull { needed: n_prompt, context }.into());
@@ -132,9 +141,9 @@ impl Plan {
             _ => None,
         };
         let cut = if of_rest.is_some() { Some(&Cut::Fixed(Split::Even)) } else { args.split.as_ref() };
-        let devices = open::named_or_default(&args.devices);
+        let devices = open::named_or_default(&args.session.devices);
         let experiment = args.experiment.experiment(devices.len())?;
-        let setup = Setup::new(Outline::of(files), &devices, args.kv.kv.into())?.under(&experiment)?;
+        let setup = Setup::new(Outline::of(files), &devices, args.session.kv.kv.into())?.under(&experiment)?;
         let plan = setup.plan(args.prefill, cut, n_prompt, context)?;
         // Who asks for one adapter knows that the others have nothing to do.
         if args.prefill != Prefill::As(Mode::Single) {
@@ -174,22 +183,22 @@ fn answer(
     let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
     let began = Instant::now();
     let mut decoding = Duration::ZERO;
+    let mut told = Ok(());
     for token in generation.by_ref() {
-        let token = match token {
-            Ok(token) => token,
-            Err(error) => {
-                out.end()?;
-                return Err(error.into());
-            }
-        };
-        decoding = began.elapsed();
-        ids.push(token.id);
-        logprobs.extend(token.logprobs);
-        out.token(token.id, &token.text)?;
+        told = token.map_err(Failure::from).and_then(|token| {
+            decoding = began.elapsed();
+            ids.push(token.id);
+            logprobs.extend(token.logprobs);
+            out.token(token.id, &token.text)
+        });
+        if told.is_err() {
+            break;
+        }
     }
-    out.add(&generation.finish())?;
-    out.end()?;
-    Ok(Answer { session, prompt_tokens: tokens.len(), ids, logprobs, text: out.text, prefill, decoding })
+    let rest = generation.finish();
+    let told = told.and_then(|()| out.add(&rest));
+    let failure = told.and(out.end()).err();
+    Ok(Answer { session, prompt_tokens: tokens.len(), ids, logprobs, text: out.text, prefill, decoding, failure })
 }
 
 /// What the user must know before the answer.

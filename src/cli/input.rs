@@ -83,7 +83,8 @@ fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
 }
 
 /// A text file; `-` is stdin.
-fn read_text(path: &Path, cancel: &Cancel) -> Result<String, Failure> {
+/// A file's text, or that of stdin for `-`.
+pub fn read_text(path: &Path, cancel: &Cancel) -> Result<String, Failure> {
     let bytes = read(path, cancel)?;
     let what = || if is_stdin(path) { Path::new("stdin") } else { path };
     String::from_utf8(bytes).map_err(|e| {

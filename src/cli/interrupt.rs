@@ -1,6 +1,6 @@
-//! Ctrl-C as a [`Cancel`].
+//! Ctrl-C, a terminal that is closed, and the request to terminate, as a [`Cancel`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use runahead::cancel::Cancel;
@@ -12,12 +12,15 @@ use super::output;
 /// is closed: one layer of a long prompt is many seconds on a software GPU.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What Ctrl-C ends.
+/// What signals end.
+#[derive(Clone)]
 pub struct Interrupt {
     /// The command.
     pub cancel: Cancel,
-    /// A part of the command that Ctrl-C ends in its place, once.
+    /// A part of the command that is ended in its place, once.
     part: Arc<Mutex<Option<Cancel>>>,
+    /// The command is to end behind the part that was ended.
+    leaving: Cancel,
 }
 
 /// While it lives, the first Ctrl-C ends a part of the command only.
@@ -30,8 +33,41 @@ impl Interrupt {
         During(self)
     }
 
+    /// Whether the command is to end by itself now that the part has: nobody is there to go on.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
     fn set(&self, part: Option<Cancel>) {
-        *self.part.lock().unwrap_or_else(PoisonError::into_inner) = part;
+        *self.lock() = part;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Cancel>> {
+        self.part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ctrl_c(&self) {
+        let part = self.lock().take();
+        match part {
+            Some(part) => part.cancel(),
+            None => self.end(),
+        }
+    }
+
+    /// A closed terminal tells twice, by the kernel and by the shell: the part, which may be saving what there is, hears of it once.
+    #[cfg(unix)]
+    fn leave(&self) {
+        if !self.is_leaving() {
+            self.leaving.cancel();
+            self.ctrl_c();
+        }
+    }
+
+    fn end(&self) {
+        self.cancel.cancel();
+        std::thread::sleep(GRACE);
+        output::note("error: interrupted");
+        std::process::exit(130);
     }
 }
 
@@ -41,19 +77,30 @@ impl Drop for During<'_> {
     }
 }
 
-/// Lets Ctrl-C cancel the work, which then ends with exit code 130: by itself, or after a while without waiting for it.
+/// Lets Ctrl-C, a terminal that is closed, and the request to terminate cancel the work, which then ends with exit code 130: by itself, or after a
+/// while without waiting for it.
 pub fn install() -> Result<Interrupt, Failure> {
-    let interrupt = Interrupt { cancel: Cancel::new(), part: Arc::default() };
-    let (seen, part) = (interrupt.cancel.clone(), Arc::clone(&interrupt.part));
-    ctrlc::set_handler(move || {
-        if let Some(part) = part.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return part.cancel();
-        }
-        seen.cancel();
-        std::thread::sleep(GRACE);
-        output::note("error: interrupted");
-        std::process::exit(130);
-    })
-    .map_err(|error| Failure::Other(format!("Ctrl-C cannot be handled: {error}")))?;
+    let interrupt = Interrupt { cancel: Cancel::new(), part: Arc::default(), leaving: Cancel::new() };
+    let ours = interrupt.clone();
+    ctrlc::set_handler(move || ours.ctrl_c())
+        .map_err(|error| Failure::Other(format!("Ctrl-C cannot be handled: {error}")))?;
+    #[cfg(unix)]
+    leave_on_signals(&interrupt).map_err(|error| Failure::Other(format!("signals cannot be handled: {error}")))?;
     Ok(interrupt)
+}
+
+#[cfg(unix)]
+fn leave_on_signals(interrupt: &Interrupt) -> std::io::Result<()> {
+    use std::io::IsTerminal;
+
+    use signal_hook::consts::{SIGHUP, SIGTERM};
+
+    // Who started us with nohup has taken the terminal away, and wants that signal to be ignored.
+    let at_terminal =
+        std::io::stdin().is_terminal() || std::io::stdout().is_terminal() || std::io::stderr().is_terminal();
+    let wanted: &[i32] = if at_terminal { &[SIGHUP, SIGTERM] } else { &[SIGTERM] };
+    let mut signals = signal_hook::iterator::Signals::new(wanted)?;
+    let ours = interrupt.clone();
+    let body = move || signals.forever().for_each(|_| ours.leave());
+    std::thread::Builder::new().name("signals".to_owned()).spawn(body).map(drop)
 }

@@ -1,10 +1,9 @@
 //! `runahead logits`: the logits of every position of a prompt, in a safetensors file.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use runahead::cancel::Cancel;
-use runahead::engine::{Experiment, Options};
+use runahead::engine::Options;
 use runahead::error::Error;
 use safetensors::tensor::{Dtype, SafeTensorError, TensorView};
 
@@ -12,9 +11,8 @@ use super::args::LogitsArgs;
 use super::failure::Failure;
 use super::input;
 use super::new_file::NewFile;
-use super::open::{self, Opening};
+use super::open;
 use super::output;
-use super::progress::Bars;
 
 /// Runs the command.
 pub fn run(args: &LogitsArgs, cancel: &Cancel) -> Result<(), Failure> {
@@ -27,16 +25,7 @@ pub fn run(args: &LogitsArgs, cancel: &Cancel) -> Result<(), Failure> {
     // Before the work: a folder that cannot be written would waste it.
     let out = NewFile::begin(&args.out)?;
 
-    let bars = Arc::new(Bars::new());
-    let opening = Opening {
-        devices: &devices,
-        context,
-        kv: args.kv.kv.into(),
-        experiment: Experiment::default(),
-        cancel,
-        bars: &bars,
-    };
-    let engine = open::engine(files, &opening)?;
+    let (engine, bars) = open::plainly(files, &devices, &args.kv, context, cancel)?;
     let options = Options { split: args.split.split.clone(), ..Options::default() };
     let logits = engine.session()?.logits(&ids, &options);
     bars.clear();

@@ -8,11 +8,11 @@ use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, Engine, EngineBuilder, Experiment, default_devices, devices};
 use runahead::error::Error;
 
-use super::args::ModelArgs;
+use super::args::{KvArgs, ModelArgs};
 use super::failure::Failure;
 use super::output;
 use super::progress::Bars;
-use super::pull;
+use super::pull::{self, cache::Cache};
 
 /// Reads the model's files; nothing is loaded yet.
 pub fn files(args: &ModelArgs) -> Result<EngineBuilder, Failure> {
@@ -51,6 +51,10 @@ pub struct Opening<'a> {
 /// Loads the model.
 pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Failure> {
     let bars = Arc::clone(opening.bars);
+    let files = match Cache::find() {
+        Ok(cache) => files.pipeline_cache(cache.join("pipelines")),
+        Err(_) => files,
+    };
     let opened = files
         .devices(opening.devices.iter().copied())
         .context(opening.context)
@@ -61,6 +65,20 @@ pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Fai
         .open();
     opening.bars.clear();
     Ok(opened?)
+}
+
+/// Loads the model, nothing slowed down; gives the bars that show its progress, too.
+pub fn plainly(
+    files: EngineBuilder,
+    devices: &[DeviceId],
+    kv: &KvArgs,
+    context: usize,
+    cancel: &Cancel,
+) -> Result<(Engine, Arc<Bars>), Failure> {
+    let bars = Arc::new(Bars::new());
+    let experiment = Experiment::default();
+    let opening = Opening { devices, context, kv: kv.kv.into(), experiment, cancel, bars: &bars };
+    Ok((engine(files, &opening)?, bars))
 }
 
 /// The tokens that `prompt` and `behind` more need, not above the model's own context.

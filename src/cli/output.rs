@@ -11,9 +11,27 @@ pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::ClosedPipe),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe || is_gone(&error) => Err(Failure::ClosedPipe),
         Err(error) => Err(Failure::Other(format!("stdout: {error}"))),
     }
+}
+
+/// Whether stdout is a terminal that was closed: that gives EIO, as a disk that fails would.
+#[cfg(unix)]
+fn is_gone(error: &std::io::Error) -> bool {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileTypeExt;
+
+    const EIO: i32 = 5;
+    let is_device = |file: File| file.metadata().is_ok_and(|m| m.file_type().is_char_device());
+    error.raw_os_error() == Some(EIO)
+        && std::io::stdout().as_fd().try_clone_to_owned().is_ok_and(|stdout| is_device(stdout.into()))
+}
+
+#[cfg(not(unix))]
+fn is_gone(_: &std::io::Error) -> bool {
+    false
 }
 
 /// Writes a line to stdout.

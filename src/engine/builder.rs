@@ -1,6 +1,6 @@
 //! Opening a model: files first, so that a prompt can be counted before memory is taken, then adapters.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
@@ -32,6 +32,7 @@ pub struct EngineBuilder {
     context: Option<usize>,
     kv: KvDtype,
     experiment: Experiment,
+    pipelines: Option<PathBuf>,
     cancel: Cancel,
     progress: OnProgress,
 }
@@ -62,6 +63,7 @@ impl EngineBuilder {
             context: None,
             kv: KvDtype::default(),
             experiment: Experiment::default(),
+            pipelines: None,
             cancel: Cancel::new(),
             progress: Arc::new(|_| {}),
         }
@@ -90,6 +92,13 @@ impl EngineBuilder {
     /// Slows links or adapters down on purpose, to try out networks and machines that are not there. Results stay the same.
     pub fn experiment(mut self, experiment: Experiment) -> Self {
         self.experiment = experiment;
+        self
+    }
+
+    /// Keeps what drivers compile in files of this folder (one for each kind of adapter), so that the next start is quicker. Without it nothing is
+    /// written. The files are given to the driver as they are: the folder is to be the user's own.
+    pub fn pipeline_cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.pipelines = Some(folder.into());
         self
     }
 
@@ -143,16 +152,16 @@ impl EngineBuilder {
     /// # Errors
     /// An adapter that is not there, a tensor that is missing or ill-shaped, too little memory, a cancel.
     pub fn open(self) -> Result<Engine> {
-        let stop = self.cancel.clone();
-        self.open_until(&stop)
+        let (stop, progress) = (self.cancel.clone(), Arc::clone(&self.progress));
+        self.open_until(&stop, &progress)
     }
 
     pub(super) fn own_cancel(&self) -> &Cancel {
         &self.cancel
     }
 
-    /// As [`EngineBuilder::open`]; `stop` ends the load, the builder's own cancel the engine.
-    pub(super) fn open_until(self, stop: &Cancel) -> Result<Engine> {
+    /// As [`EngineBuilder::open`]; `stop` ends the load and `progress` is told of it, while the builder's own are the engine's.
+    pub(super) fn open_until(self, stop: &Cancel, progress: &OnProgress) -> Result<Engine> {
         let config = Arc::new(self.files.config.clone());
         let context = self.context.unwrap_or(DEFAULT_CONTEXT.min(config.max_context));
         if context == 0 || context > config.max_context {
@@ -162,7 +171,7 @@ impl EngineBuilder {
         let context = round_up(context, GRANULE);
         let ids = if self.devices.is_empty() { default_devices(&devices()) } else { self.devices.clone() };
         let gpus = if ids.iter().all(|&id| id == DeviceId::Cpu) { Vec::new() } else { gpu::enumerate() };
-        let opening = Opening { builder: &self, stop, config: &config, gpus: &gpus, ids: &ids, context };
+        let opening = Opening { builder: &self, stop, progress, config: &config, gpus: &gpus, ids: &ids, context };
         let adapters: Vec<Result<Box<dyn Adapter>>> = std::thread::scope(|scope| {
             let loads: Vec<_> = (0..ids.len())
                 .map(|i| {
@@ -193,6 +202,7 @@ impl EngineBuilder {
 struct Opening<'a> {
     builder: &'a EngineBuilder,
     stop: &'a Cancel,
+    progress: &'a OnProgress,
     config: &'a Arc<ModelConfig>,
     gpus: &'a [GpuAdapter],
     ids: &'a [DeviceId],
@@ -213,6 +223,9 @@ impl Opening<'_> {
                 let adapter = self.gpus.get(index).ok_or_else(|| self.no_adapter(id))?;
                 let name = self.logical_name(&adapter.info().name, i);
                 let gpu = Arc::new(adapter.open()?);
+                if let Some(folder) = &self.builder.pipelines {
+                    gpu.keep_pipelines(folder);
+                }
                 let kernels = match self.builder.kv {
                     KvDtype::F16 => Wgsl::new(gpu)?,
                     KvDtype::F32 => Wgsl::with_activation(Scalar::F32, gpu)?,
@@ -224,7 +237,7 @@ impl Opening<'_> {
 
     fn load<K: Kernels>(&self, kernels: Arc<K>, name: String) -> Result<Box<dyn Adapter>> {
         let progress = |done_bytes, total_bytes| {
-            (self.builder.progress)(Progress::Load { adapter: name.clone(), done_bytes, total_bytes });
+            (self.progress)(Progress::Load { adapter: name.clone(), done_bytes, total_bytes });
         };
         let options = LoadOptions { context: self.context, cancel: self.stop, progress: &progress };
         let model = Model::load(kernels, Arc::clone(self.config), &self.builder.files.weights, &options)?;

@@ -62,7 +62,7 @@ impl<'a> Generation<'a> {
         let Choice { id, logprobs } = match self.first.take() {
             Some(first) => first,
             // The row of the token given out last needs a place in the cache.
-            None if self.session.room() > 0 => self.session.step(&mut self.sampler, self.want)?,
+            None if self.session.room() > 0 => self.session.step(&mut self.sampler, self.want, self.left > 1)?,
             None => return Ok(None),
         };
         // The end token is part of the conversation, though not of the answer's text; so are the tokens of a stop string.

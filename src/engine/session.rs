@@ -8,7 +8,7 @@ use half::f16;
 use crate::cancel::{Cancel, Wait};
 use crate::dims::Piece;
 use crate::dtype::KvDtype;
-use crate::engine::{AdapterReport, Engine, Experiment, Generation, PrefillReport, Progress};
+use crate::engine::{AdapterReport, Engine, Experiment, Generation, OnProgress, PrefillReport, Progress};
 use crate::error::{Error, Result};
 use crate::runahead::board::{Block, Record, Retention};
 use crate::runahead::chain::{self, Outcome, Request};
@@ -65,6 +65,8 @@ pub struct Session {
     parent: Cancel,
     /// Ends the present turn.
     cancel: Cancel,
+    /// Told of the progress of prefills in place of the engine's callback, where a stream put its own in.
+    progress: Option<OnProgress>,
 }
 
 /// A prefill that is about to run.
@@ -79,12 +81,17 @@ impl Session {
         let record = Record::new(engine.config().n_layers);
         let parent = engine.cancel().clone();
         let (tokens, note) = (Vec::new(), String::new());
-        Self { engine, nodes, experiment, tokens, len: 0, note, record, cancel: parent.child(), parent }
+        Self { engine, nodes, experiment, tokens, len: 0, note, record, cancel: parent.child(), parent, progress: None }
     }
 
     /// Makes `cancel` (or, with `None`, the engine's own again) end the turns from now on. A child of the engine's own is ended by both.
     pub fn end_with(&mut self, cancel: Option<&Cancel>) {
         self.parent = cancel.unwrap_or(self.engine.cancel()).clone();
+    }
+
+    /// Tells `progress` (or, with `None`, the engine's callback again) how far prefills are from now on.
+    pub(super) fn report_to(&mut self, progress: Option<OnProgress>) {
+        self.progress = progress;
     }
 
     /// Tokens of the conversation so far, prompt and answers.
@@ -191,13 +198,15 @@ impl Session {
         Ok((k, v))
     }
 
-    /// Takes the last generated token through the model; gives what follows.
-    pub(super) fn step(&mut self, sampler: &mut Sampler, want: Want) -> Result<Choice> {
+    /// Takes the last generated token through the model; gives what follows. `more`: whether that will be taken through it, too, as far as is known.
+    pub(super) fn step(&mut self, sampler: &mut Sampler, want: Want, more: bool) -> Result<Choice> {
         let wait = Wait::new(&self.cancel);
         let (position, last) = (self.len, self.nodes.len() - 1);
         let began = Instant::now();
-        let output = self.nodes[last].decode(self.tokens[position], position, want, &wait)?;
         let slowdown = self.experiment.slowdown(last);
+        // What an adapter did during the pause would not be slowed down.
+        let more = more && slowdown <= 1.0;
+        let output = self.nodes[last].decode(self.tokens[position], position, want, more, &wait)?;
         if slowdown > 1.0 {
             wait.sleep(began.elapsed().mul_f64(slowdown - 1.0))?;
         }
@@ -299,7 +308,7 @@ impl Session {
     fn run(&mut self, plan: &Plan, tokens: &[u32], retention: Retention, rows_out: RowsOut) -> Result<Outcome> {
         let skip = self.nodes.len() - plan.schedule.n_adapters();
         let names: Vec<String> = self.nodes[skip..].iter().map(|n| n.name().to_owned()).collect();
-        let on_progress = Arc::clone(&self.engine.shared.progress);
+        let on_progress = Arc::clone(self.progress.as_ref().unwrap_or(&self.engine.shared.progress));
         let progress = move |adapter: usize, done, total| {
             on_progress(Progress::Prefill { adapter: names[adapter].clone(), done, total });
         };

@@ -1,9 +1,10 @@
 //! An answer as a channel: progress, tokens and the end, from a thread of its own.
 
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::cancel::{Cancel, Wait};
-use crate::engine::{Engine, EngineBuilder, Options, PrefillReport, Progress, Session, Token};
+use crate::engine::{Engine, EngineBuilder, OnProgress, Options, PrefillReport, Progress, Session, Token};
 use crate::error::{Error, Result};
 
 /// Events that wait for the application; beyond them, progress is dropped and tokens wait.
@@ -15,6 +16,8 @@ const CAPACITY: usize = 64;
 pub enum Event {
     /// Load or prefill went on; some of these may be left out.
     Progress(Progress),
+    /// The model is on its adapters. Whoever keeps the engine need not load again for the next answer.
+    Loaded(Engine),
     /// The prompt is in the cache; the first token follows.
     Prefilled(PrefillReport),
     /// A token of the answer.
@@ -58,21 +61,38 @@ impl Drop for Stream {
 }
 
 impl EngineBuilder {
-    /// Loads the model and answers `prompt` (through the chat template), all in the background.
+    /// Loads the model and answers `prompt` (through the chat template), all in the background. Progress comes as events; that of later prefills goes
+    /// to [`EngineBuilder::on_progress`] again.
     ///
     /// # Errors
     /// [`Error::Io`] where no thread can be started; all else comes as [`Event::Failed`].
     pub fn stream(self, prompt: String, options: Options) -> Result<Stream> {
         spawn(self.own_cancel().child(), move |out| {
-            let engine = self.on_progress(out.progress()).open_until(&out.wait.cancel)?;
-            let tokens = engine.prompt_tokens(&prompt, false)?;
-            Ok((engine.session()?, tokens, options))
+            let engine = self.open_until(&out.wait.cancel, &out.progress())?;
+            out.send(Event::Loaded(engine.clone()))?;
+            engine.begin(&prompt, options)
         })
     }
 }
 
+impl Engine {
+    /// Answers `prompt` (through the chat template) in a session of its own, all in the background.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where no thread can be started; all else comes as [`Event::Failed`].
+    pub fn stream(&self, prompt: String, options: Options) -> Result<Stream> {
+        let engine = self.clone();
+        spawn(self.cancel().child(), move |_| engine.begin(&prompt, options))
+    }
+
+    fn begin(&self, prompt: &str, options: Options) -> Result<(Session, Vec<u32>, Options)> {
+        let tokens = self.prompt_tokens(prompt, false)?;
+        Ok((self.session()?, tokens, options))
+    }
+}
+
 impl Session {
-    /// As [`Session::generate`], on a thread of its own. Prefill progress goes to the engine's own callback.
+    /// As [`Session::generate`], on a thread of its own. Progress comes as events, not to the engine's callback.
     ///
     /// # Errors
     /// [`Error::Io`] where no thread can be started; all else comes as [`Event::Failed`].
@@ -88,14 +108,11 @@ struct Out {
 }
 
 impl Out {
-    fn progress(&self) -> impl Fn(Progress) + Send + Sync + 'static {
-        // The engine outlives the answer and keeps this: a strong sender here would keep the channel from ending.
-        let events = self.events.downgrade();
-        move |p| {
-            if let Some(events) = events.upgrade() {
-                let _ = events.try_send(Event::Progress(p));
-            }
-        }
+    fn progress(&self) -> OnProgress {
+        let events = self.events.clone();
+        Arc::new(move |progress| {
+            let _ = events.try_send(Event::Progress(progress));
+        })
     }
 
     /// `Err(Cancelled)` where nobody listens any more.
@@ -126,12 +143,17 @@ fn spawn(
         let result = start(&out).and_then(|(begun, tokens, options)| {
             let begun = session.insert(begun);
             begun.end_with(Some(&out.wait.cancel));
+            begun.report_to(Some(out.progress()));
             let answered = out.answer(begun, &tokens, &options);
+            begun.report_to(None);
             begun.end_with(None);
             answered
         });
-        if let Err(error) = result {
-            let _ = out.events.try_send(Event::Failed(error));
+        match result {
+            Ok(()) => {}
+            // Nobody may be listening any more.
+            Err(Error::Cancelled) => drop(out.events.try_send(Event::Failed(Error::Cancelled))),
+            Err(error) => drop(out.send(Event::Failed(error))),
         }
         session
     };

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::adapter::GpuInfo;
 use super::buffer::{Buffer, Owner};
 use super::caps::{Caps, features_of};
+use super::compiling::{self, DiskCache};
 use super::native;
 use super::pipeline::{Pipeline, Pipelines};
 use super::readback::{Download, Staged, StagingPool};
@@ -54,7 +56,8 @@ pub struct Submission(Arc<AtomicBool>);
 impl Gpu {
     pub(super) fn open(adapter: &wgpu::Adapter, info: GpuInfo) -> Result<Self> {
         let owner = Owner::new(&info.name);
-        let features = features_of(info.caps.tier) | (adapter.features() & wgpu::Features::TIMESTAMP_QUERY);
+        let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
+        let features = features_of(info.caps.tier) | (adapter.features() & optional);
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("runahead"),
             required_features: features,
@@ -130,16 +133,28 @@ impl Gpu {
         Ok(())
     }
 
-    /// The pipeline of a shader: compiled at first, from the cache after that.
+    /// Keeps what the driver compiles in a file of this folder, and begins with what is there. Where that cannot be, nothing changes but the time that
+    /// compiling takes.
+    pub fn keep_pipelines(&self, folder: &Path) {
+        if !self.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return;
+        }
+        let Some(path) = compiling::cache_path(folder, &self.device.adapter_info()) else { return };
+        if let Ok(cache) = self.scoped("a pipeline cache", 0, || DiskCache::open(&self.device, path)) {
+            self.pipelines.keep_on_disk(cache);
+        }
+    }
+
+    /// The pipeline of a shader. The shader is checked here; the driver goes on compiling it until it is needed.
     ///
-    /// Errors: [`Error::Shader`] with the shader's name.
+    /// Errors: [`Error::Shader`] with the shader's name. What the driver says against it is said by the submission that needs it.
     pub fn pipeline(&self, spec: &ShaderSpec) -> Result<Arc<Pipeline>> {
         let key = spec.key();
         if let Some(pipeline) = self.pipelines.get(&key) {
             return Ok(pipeline);
         }
         let refused = |reason: String| Error::Shader { name: spec.name.clone(), reason };
-        match self.scoped(&spec.name, 0, || self.pipelines.compile(&self.device, self.caps(), spec)) {
+        match self.scoped(&spec.name, 0, || self.pipelines.begin(&self.device, self.caps(), spec)) {
             Ok(pipeline) => Ok(self.pipelines.keep(key, pipeline?)),
             Err(Error::Adapter { reason, .. }) => Err(refused(reason)),
             Err(Error::Memory { .. }) => Err(refused("the driver is out of memory".to_owned())),
@@ -161,6 +176,7 @@ impl Gpu {
         if !Arc::ptr_eq(&recording.owner, &self.owner) {
             return Err(self.owner.error("the recording belongs to another device"));
         }
+        recording.wait_for_pipelines()?;
         let mut order = self.order();
         let submitted = self.scoped("a submission", recording.staging_bytes(), || {
             let (commands, filled) = recording.encode(&self.device, &self.queue, &mut order.uniforms, &self.staging);

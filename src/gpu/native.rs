@@ -19,6 +19,14 @@ pub(super) fn trusted_module(device: &wgpu::Device, desc: wgpu::ShaderModuleDesc
     unsafe { device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
+/// A driver's cache of compiled pipelines, beginning with what an earlier one held.
+pub(super) fn pipeline_cache(device: &wgpu::Device, data: Option<&[u8]>) -> wgpu::PipelineCache {
+    let desc = wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data, fallback: true };
+    // SAFETY: the data are those of `PipelineCache::get_data`, whole: the layer above seals them with a checksum; wgpu compares device, driver and
+    // its own version, and leaves them out where one differs. The file lies in a folder of the user's own, like the program itself.
+    unsafe { device.create_pipeline_cache(&desc) }
+}
+
 /// Bytes of an adapter's device-local memory, where its API tells.
 pub(super) fn adapter_memory(adapter: &wgpu::Adapter) -> Option<u64> {
     vulkan::adapter_memory(adapter)

@@ -4,18 +4,19 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::buffer::Owner;
 use super::caps::Caps;
+use super::compiling::{self, Compiling, DiskCache};
 use super::native;
 use super::shader::{Access, CheckedShader, ShaderSpec, check};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A compiled kernel variant.
 pub struct Pipeline {
     pub(super) name: String,
-    pub(super) raw: wgpu::ComputePipeline,
+    raw: Compiling,
     pub(super) layout: Arc<Layout>,
     pub(super) owner: Arc<Owner>,
     workgroup_size: [u32; 3],
@@ -25,6 +26,11 @@ impl Pipeline {
     /// Kernel and variant.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The driver's pipeline, once it is compiled.
+    pub(super) fn raw(&self) -> Result<&wgpu::ComputePipeline> {
+        self.raw.wait().map_err(|reason| Error::Shader { name: self.name.clone(), reason: reason.to_owned() })
     }
 
     /// Invocations of a workgroup in each dimension, overrides resolved.
@@ -65,44 +71,55 @@ pub(super) struct Pipelines {
     owner: Arc<Owner>,
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
     layouts: Mutex<HashMap<Signature, Arc<Layout>>>,
+    disk: OnceLock<Arc<DiskCache>>,
 }
 
 impl Pipelines {
     pub fn new(owner: &Arc<Owner>) -> Self {
-        Self { owner: owner.clone(), made: Mutex::default(), layouts: Mutex::default() }
+        Self { owner: owner.clone(), made: Mutex::default(), layouts: Mutex::default(), disk: OnceLock::new() }
+    }
+
+    /// Keeps what the driver compiles from now on.
+    pub fn keep_on_disk(&self, cache: DiskCache) {
+        let _ = self.disk.set(Arc::new(cache));
     }
 
     pub fn get(&self, key: &str) -> Option<Arc<Pipeline>> {
         lock(&self.made).get(key).cloned()
     }
 
-    /// Keeps a pipeline that the device has accepted. Two threads may compile the same one, since no lock is held meanwhile: the first stays.
+    /// Keeps a pipeline. Two threads may compile the same one, since no lock is held meanwhile: the first stays.
     pub fn keep(&self, key: String, pipeline: Pipeline) -> Arc<Pipeline> {
         lock(&self.made).entry(key).or_insert_with(|| Arc::new(pipeline)).clone()
     }
 
-    /// Compiles. The caller watches for errors of the device.
-    pub fn compile(&self, device: &wgpu::Device, caps: &Caps, spec: &ShaderSpec) -> Result<Pipeline> {
+    /// Checks the shader and has the driver begin to compile it. The caller watches for errors of the device, which the layout may bring.
+    pub fn begin(&self, device: &wgpu::Device, caps: &Caps, spec: &ShaderSpec) -> Result<Pipeline> {
         let shader = check(spec, caps)?;
         let workgroup_size = shader.workgroup_size;
         let layout = self.layout(device, &shader);
-        let desc = wgpu::ShaderModuleDescriptor {
-            label: Some(&spec.name),
-            source: wgpu::ShaderSource::Naga(Cow::Owned(shader.module)),
+        let (name, entry, overrides, checked) = (spec.name.clone(), spec.entry, spec.overrides.clone(), spec.checked);
+        let (device, disk, pipeline_layout) = (device.clone(), self.disk.get().cloned(), layout.pipeline.clone());
+        let body = move || {
+            compiling::compile(&device, disk.as_ref(), |cache| {
+                let source = wgpu::ShaderSource::Naga(Cow::Owned(shader.module));
+                let desc = wgpu::ShaderModuleDescriptor { label: Some(&name), source };
+                let module =
+                    if checked { device.create_shader_module(desc) } else { native::trusted_module(&device, desc) };
+                device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: Some(&name),
+                    layout: Some(&pipeline_layout),
+                    module: &module,
+                    entry_point: Some(entry),
+                    compilation_options: wgpu::PipelineCompilationOptions {
+                        constants: &overrides,
+                        zero_initialize_workgroup_memory: false,
+                    },
+                    cache,
+                })
+            })
         };
-        let module =
-            if spec.checked { device.create_shader_module(desc) } else { native::trusted_module(device, desc) };
-        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&spec.name),
-            layout: Some(&layout.pipeline),
-            module: &module,
-            entry_point: Some(spec.entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &spec.overrides,
-                zero_initialize_workgroup_memory: false,
-            },
-            cache: None,
-        });
+        let raw = Compiling::begin(&spec.name, body)?;
         Ok(Pipeline { name: spec.name.clone(), raw, layout, owner: self.owner.clone(), workgroup_size })
     }
 

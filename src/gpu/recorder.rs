@@ -132,6 +132,16 @@ impl Recording {
         Ok(Download { staged, range: skipped..skipped + shown })
     }
 
+    /// Returns once the driver has compiled everything that is used here.
+    ///
+    /// Errors: [`Error::Shader`] for what it refused.
+    pub(super) fn wait_for_pipelines(&self) -> Result<()> {
+        self.commands.iter().try_for_each(|command| match command {
+            Command::Dispatch { pipeline, .. } => pipeline.raw().map(drop),
+            _ => Ok(()),
+        })
+    }
+
     /// Bytes of memory that the submission will ask the driver for at most.
     pub(super) fn staging_bytes(&self) -> u64 {
         let bytes = |command: &Command| if let Command::Download { bytes, .. } = command { *bytes } else { 0 };
@@ -240,8 +250,10 @@ impl Pass {
     }
 
     fn dispatch(&mut self, pipeline: &Arc<Pipeline>, group: &wgpu::BindGroup, params: u32, [x, y, z]: [u32; 3]) {
+        // See `wait_for_pipelines`.
+        let Ok(compiled) = pipeline.raw() else { return };
         if !self.pipeline.as_ref().is_some_and(|set| Arc::ptr_eq(set, pipeline)) {
-            self.raw.set_pipeline(&pipeline.raw);
+            self.raw.set_pipeline(compiled);
             self.pipeline = Some(pipeline.clone());
         }
         self.raw.set_bind_group(0, group, &[params]);

@@ -214,6 +214,14 @@ impl Kernels for Cpu {
         1
     }
 
+    fn rows_at_once(&self, _width: usize) -> usize {
+        512
+    }
+
+    fn works_beside_host(&self) -> bool {
+        false
+    }
+
     fn key_tile(&self) -> usize {
         1
     }

@@ -12,7 +12,7 @@ use crate::kernels::{
     ArgMax, Attention, AttentionDecode, Embed, Epilogue, HeadNorm, Kernels, Norm, Phase, Product, RopeCache,
     ScoreRules, SoftCap,
 };
-use crate::model::scratch::{HEAD_ROWS, MLP_ROWS};
+use crate::model::scratch::HEAD_ROWS;
 use crate::model::{KvCache, Linear, Model, NormWeights, Scratch};
 
 /// Which scores attention computes. No bit depends on it: those that the mask hides are computed in vain.
@@ -49,8 +49,20 @@ impl<K: Kernels> Model<K> {
     /// # Errors
     /// The device's, here and below: a size that does not fit its tensor.
     pub fn embed(&self, rec: &mut K::Recording, s: &Scratch<K>, n: usize) -> Result<()> {
-        let scale = self.config.embedding_scale;
-        self.kernels.embed(rec, Embed { ids: &s.ids, table: &self.embedding, out: &s.x, rows: n, scale })
+        self.embed_ids(rec, &s.ids, s, n)
+    }
+
+    /// Embeds, as row 0, the token that [`Model::greedy`] has chosen last.
+    ///
+    /// # Errors
+    /// See [`Model::embed`].
+    pub fn embed_chosen(&self, rec: &mut K::Recording, s: &Scratch<K>) -> Result<()> {
+        self.embed_ids(rec, &s.token, s, 1)
+    }
+
+    fn embed_ids(&self, rec: &mut K::Recording, ids: &K::Tensor, s: &Scratch<K>, rows: usize) -> Result<()> {
+        let (table, out, scale) = (&self.embedding, &s.x, self.config.embedding_scale);
+        self.kernels.embed(rec, Embed { ids, table, out, rows, scale })
     }
 
     /// First half of a layer: norm, fused QKV product, rotation, K/V rows into the cache.
@@ -72,8 +84,13 @@ impl<K: Kernels> Model<K> {
         let (rotary, pairs) = angles.map_or((0, RopePairs::Halves), |(rope, _)| (rope.rotary, rope.pairs));
         let eps = self.config.norm_eps;
         let n = pieces.iter().map(|p| p.len()).sum();
-        self.norm(rec, s, &w.attn_norm, 0..n)?;
-        self.multiply(rec, &s.h, &w.qkv, (&s.qkv, 0), 0..n, Epilogue::Store, phase)?;
+        if w.mlp_norm.is_some() {
+            self.normed(rec, s, &w.attn_norm, (&w.qkv, &s.qkv), 0..n, Epilogue::Store, phase)?;
+        } else {
+            // The MLP takes these rows, too.
+            self.norm(rec, s, &w.attn_norm, 0..n)?;
+            self.multiply(rec, &s.h, &w.qkv, (&s.qkv, 0), 0..n, Epilogue::Store, phase)?;
+        }
         for (rows, piece) in rows_of(pieces) {
             let op = RopeCache {
                 qkv: &s.qkv,
@@ -180,19 +197,20 @@ impl<K: Kernels> Model<K> {
         let (out, epilogue) = self.branch(s, w.attn_post_norm.is_some());
         self.multiply(rec, &s.attn, &w.attn_out, (out, want.start), want.clone(), epilogue, phase)?;
         self.join(rec, s, w.attn_post_norm.as_ref(), want.clone())?;
-        if let Some(norm) = w.mlp_norm.as_ref().filter(|_| !parallel) {
-            self.norm(rec, s, norm, want.clone())?;
-        }
         let activation = match self.config.mlp {
             Mlp::SwiGlu => Epilogue::SwiGlu,
             Mlp::GeGlu => Epilogue::GeGlu,
             Mlp::Gelu => Epilogue::Gelu,
         };
         let (out, epilogue) = self.branch(s, w.mlp_post_norm.is_some());
-        for start in want.clone().step_by(MLP_ROWS) {
-            let rows = start..want.end.min(start + MLP_ROWS);
+        let most = self.mlp_rows();
+        for start in want.clone().step_by(most) {
+            let rows = start..want.end.min(start + most);
             let n = rows.len();
-            self.multiply(rec, &s.h, &w.up, (&s.gate, 0), rows.clone(), activation, phase)?;
+            match w.mlp_norm.as_ref().filter(|_| !parallel) {
+                Some(norm) => self.normed(rec, s, norm, (&w.up, &s.gate), rows.clone(), activation, phase)?,
+                None => self.multiply(rec, &s.h, &w.up, (&s.gate, 0), rows.clone(), activation, phase)?,
+            }
             self.multiply(rec, &s.gate, &w.down, (out, rows.start), 0..n, epilogue, phase)?;
         }
         self.join(rec, s, w.mlp_post_norm.as_ref(), want)
@@ -223,8 +241,7 @@ impl<K: Kernels> Model<K> {
     /// # Errors
     /// See [`Model::embed`].
     pub fn head(&self, rec: &mut K::Recording, s: &Scratch<K>, rows: Range<usize>, phase: Phase) -> Result<()> {
-        self.norm(rec, s, &self.output_norm, rows.clone())?;
-        self.multiply(rec, &s.h, &self.head, (&s.logits, 0), rows, Epilogue::Store, phase)
+        self.normed(rec, s, &self.output_norm, (&self.head, &s.logits), rows, Epilogue::Store, phase)
     }
 
     /// Copies the first `n` rows of logits out, F32 `[n, vocab]`.
@@ -271,6 +288,21 @@ impl<K: Kernels> Model<K> {
         }
     }
 
+    /// A norm of `rows` of the residual stream and their product, into `out` from its first row on.
+    fn normed(
+        &self,
+        rec: &mut K::Recording,
+        s: &Scratch<K>,
+        norm: &NormWeights<K>,
+        (linear, out): (&Linear<K>, &K::Tensor),
+        rows: Range<usize>,
+        epilogue: Epilogue,
+        phase: Phase,
+    ) -> Result<()> {
+        let product = self.product_op(&s.h, linear, (out, 0), rows.clone(), epilogue, phase);
+        self.kernels.norm_product(rec, self.norm_op(s, norm, rows), product)
+    }
+
     /// A product of `rows` of `x`; the first result goes into row `out.1` of `out.0`.
     fn multiply(
         &self,
@@ -282,16 +314,19 @@ impl<K: Kernels> Model<K> {
         epilogue: Epilogue,
         phase: Phase,
     ) -> Result<()> {
-        let op = Product {
-            x,
-            weight: &linear.weight,
-            bias: linear.bias.as_ref(),
-            out: out.0,
-            rows,
-            out_row: out.1,
-            epilogue,
-            phase,
-        };
-        self.kernels.product(rec, op)
+        self.kernels.product(rec, self.product_op(x, linear, out, rows, epilogue, phase))
+    }
+
+    fn product_op<'a>(
+        &self,
+        x: &'a K::Tensor,
+        linear: &'a Linear<K>,
+        out: (&'a K::Tensor, usize),
+        rows: Range<usize>,
+        epilogue: Epilogue,
+        phase: Phase,
+    ) -> Product<'a, K> {
+        let (weight, bias) = (&linear.weight, linear.bias.as_ref());
+        Product { x, weight, bias, out: out.0, rows, out_row: out.1, epilogue, phase }
     }
 }

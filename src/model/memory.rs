@@ -4,8 +4,8 @@ use crate::config::ModelConfig;
 use crate::dims::round_up;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::{Error, Result};
-use crate::kernels::Kernels;
-use crate::model::scratch::{HEAD_ROWS, MLP_ROWS, sizes};
+use crate::kernels::{Kernels, MAX_ROWS_AT_ONCE};
+use crate::model::scratch::{HEAD_ROWS, sizes};
 use crate::model::{Model, Slots};
 
 /// Bytes of a cache.
@@ -53,7 +53,7 @@ impl Estimate<'_> {
         let cache = 2 * slots.count(c.n_layers) * self.context * c.kv_width() * self.kv.scalar().bytes();
         // Activations are f32 on the lowest tier: residual, normed rows, QKV, attention; then the tiled MLP and head.
         let row = 2 * c.hidden + c.qkv_width() + c.q_width();
-        let tiled = rows.min(MLP_ROWS) * c.ffn + rows.min(HEAD_ROWS) * c.vocab;
+        let tiled = rows.min(MAX_ROWS_AT_ONCE) * c.ffn + rows.min(HEAD_ROWS) * c.vocab;
         self.weights_bytes + cache as u64 + Scalar::F32.bytes() as u64 * (rows * row + tiled) as u64
     }
 }

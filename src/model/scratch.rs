@@ -1,14 +1,11 @@
 //! Activations of one share on one device, allocated once and used by every layer.
 
-use crate::dims::round_up;
+use crate::dims::{GRANULE, round_up};
 use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::model::Model;
 
-/// Rows of the MLP computed at a time: its intermediate is the widest activation (Llama-7B: 22 MB at 512 rows in f32), and longer products gain
-/// nothing.
-pub(super) const MLP_ROWS: usize = 512;
 /// Rows of logits computed at a time: a vocabulary of 128k takes 16 MB.
 pub(super) const HEAD_ROWS: usize = 32;
 
@@ -27,7 +24,7 @@ pub struct Scratch<K: Kernels> {
     pub(super) qkv: K::Tensor,
     /// A `[rows, q_width]`.
     pub(super) attn: K::Tensor,
-    /// A `[MLP_ROWS, ffn]`.
+    /// A `[mlp_rows, ffn]`, see [`Model::mlp_rows`].
     pub(super) gate: K::Tensor,
     /// F32 `[HEAD_ROWS, vocab]`.
     pub(super) logits: K::Tensor,
@@ -49,7 +46,7 @@ pub(super) fn sizes<K: Kernels>(model: &Model<K>, rows: usize) -> [(&'static str
         ("branch", Scalar::F32, if c.post_norms { padded * c.hidden } else { 0 }),
         ("qkv", a, padded * c.qkv_width()),
         ("attention", a, padded * c.q_width()),
-        ("mlp", a, round_up(rows.min(MLP_ROWS), tile) * c.ffn),
+        ("mlp", a, round_up(rows.min(model.mlp_rows()), tile) * c.ffn),
         ("logits", Scalar::F32, round_up(rows.min(HEAD_ROWS), tile) * c.vocab),
         ("token", Scalar::U32, 1),
         ("split attention", Scalar::F32, k.decode_splits() * c.n_heads * (c.head_dim + 2)),
@@ -57,6 +54,11 @@ pub(super) fn sizes<K: Kernels>(model: &Model<K>, rows: usize) -> [(&'static str
 }
 
 impl<K: Kernels> Model<K> {
+    /// Rows of the MLP computed at a time: its intermediate is the widest activation (Llama-7B: 90 MB at 4,096 rows in f16).
+    pub(super) fn mlp_rows(&self) -> usize {
+        self.kernels.rows_at_once(self.config.ffn).max(GRANULE)
+    }
+
     /// Activations for shares of up to `rows` tokens.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub trait Node: Send + Sync {
     /// Bytes of one token's K row in one layer.
     fn row_bytes(&self) -> usize;
 
-    /// Allocates what a share of `rows` tokens needs, so that the run itself cannot fail for it.
+    /// Allocates what a share of `rows` tokens needs, so that the run itself cannot fail for it. Comes before each run.
     ///
     /// # Errors
     /// The device's.
@@ -42,11 +42,12 @@ pub trait Node: Send + Sync {
     /// See [`worker::run`].
     fn run(&self, job: &ShareJob<'_>) -> Result<ShareLog>;
 
-    /// Takes one token at `position` through the model; gives [`Output::Token`] or [`Output::LastLogits`].
+    /// Takes one token at `position` through the model; gives [`Output::Token`] or [`Output::LastLogits`]. `more` says that a token chosen here
+    /// will likely be taken through it next: its work may then begin before this one's result is known to the host.
     ///
     /// # Errors
     /// The device's, or a cancel.
-    fn decode(&mut self, token: u32, position: usize, want: Want, wait: &Wait) -> Result<Output>;
+    fn decode(&mut self, token: u32, position: usize, want: Want, more: bool, wait: &Wait) -> Result<Output>;
 
     /// K rows, then V rows, of one layer, as they stand in the cache.
     ///
@@ -82,7 +83,7 @@ impl<K: Kernels> Adapter for Loaded<K> {
         memory::check(&**model.kernels(), "cache", memory::cache_bytes(&model, tokens, kv, slots))?;
         let cache = model.cache(tokens, kv, slots)?;
         let scratch = model.scratch(1)?;
-        Ok(Box::new(DeviceNode { name: self.name.clone(), model, cache, scratch }))
+        Ok(Box::new(DeviceNode { name: self.name.clone(), model, cache, scratch, ahead: None, abandoned: None }))
     }
 }
 
@@ -91,6 +92,51 @@ struct DeviceNode<K: Kernels> {
     model: Arc<Model<K>>,
     cache: KvCache<K>,
     scratch: Scratch<K>,
+    /// The next token's step, where the device has begun with it.
+    ahead: Option<Step<K>>,
+    /// The end of a step that nobody asked for: it may still write its row.
+    abandoned: Option<K::Submitted>,
+}
+
+/// One token on its way through the model.
+struct Step<K: Kernels> {
+    position: usize,
+    /// The token itself; not known to the host while the step before is under way.
+    token: Option<u32>,
+    want: Want,
+    download: K::Download,
+    point: K::Submitted,
+}
+
+impl<K: Kernels> DeviceNode<K> {
+    /// Submits a token's work. It reads its id where the host wrote it (`Some`), or where the step before leaves it (`None`).
+    fn step(&self, token: Option<u32>, position: usize, want: Want, wait: &Wait) -> Result<Step<K>> {
+        let (model, s, cache) = (&*self.model, &self.scratch, &self.cache);
+        let row = [Piece::new(position, position + 1)];
+        let mut rec = model.kernels().begin();
+        match token {
+            Some(token) => {
+                model.set_tokens(s, &[token])?;
+                model.embed(&mut rec, s, 1)?;
+            }
+            None => model.embed_chosen(&mut rec, s)?,
+        }
+        for layer in 0..model.config().n_layers {
+            model.qkv(&mut rec, layer, s, cache, &row, Phase::Decode)?;
+            model.attend_decode(&mut rec, layer, s, cache, position)?;
+        }
+        model.head(&mut rec, s, 0..1, Phase::Decode)?;
+        let download = worker::record_row(model, &mut rec, s, want)?;
+        let point = model.kernels().submit(rec, wait)?;
+        Ok(Step { position, token, want, download, point })
+    }
+
+    /// What the device has begun to do ahead is not wanted any more.
+    fn abandon(&mut self) {
+        if let Some(step) = self.ahead.take() {
+            self.abandoned = Some(step.point);
+        }
+    }
 }
 
 impl<K: Kernels> Node for DeviceNode<K> {
@@ -103,6 +149,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn prepare(&mut self, rows: usize) -> Result<()> {
+        self.abandon();
         if rows > self.scratch.rows() {
             memory::check(&**self.model.kernels(), "activations", memory::scratch_bytes(&self.model, rows))?;
             self.scratch = self.model.scratch(rows)?;
@@ -111,26 +158,33 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn run(&self, job: &ShareJob<'_>) -> Result<ShareLog> {
+        // Rows of other adapters need not come by the queue that this step is in.
+        if let Some(point) = &self.abandoned {
+            self.model.kernels().wait(point, &job.wait)?;
+        }
         worker::run(&self.model, &self.scratch, &self.cache, job, self.name())
     }
 
-    fn decode(&mut self, token: u32, position: usize, want: Want, wait: &Wait) -> Result<Output> {
-        let (model, s, cache) = (&*self.model, &self.scratch, &self.cache);
-        if position >= cache.tokens() {
-            return Err(Error::ContextFull { needed: position + 1, context: cache.tokens() });
+    fn decode(&mut self, token: u32, position: usize, want: Want, more: bool, wait: &Wait) -> Result<Output> {
+        if position >= self.cache.tokens() {
+            return Err(Error::ContextFull { needed: position + 1, context: self.cache.tokens() });
         }
-        let row = [Piece::new(position, position + 1)];
-        model.set_tokens(s, &[token])?;
-        let mut rec = model.kernels().begin();
-        model.embed(&mut rec, s, 1)?;
-        for layer in 0..model.config().n_layers {
-            model.qkv(&mut rec, layer, s, cache, &row, Phase::Decode)?;
-            model.attend_decode(&mut rec, layer, s, cache, position)?;
+        let begun = self.ahead.take_if(|a| (a.position, a.token, a.want) == (position, Some(token), want));
+        self.abandon();
+        let step = match begun {
+            Some(step) => step,
+            None => self.step(Some(token), position, want, wait)?,
+        };
+        // A token that is chosen on the device can be used there at once: the host prepares the next step while this one runs.
+        let ahead = more && want == Want::Token && self.model.kernels().works_beside_host();
+        if ahead && position + 1 < self.cache.tokens() {
+            self.ahead = Some(self.step(None, position + 1, want, wait)?);
         }
-        model.head(&mut rec, s, 0..1, Phase::Decode)?;
-        let download = worker::record_row(model, &mut rec, s, want)?;
-        let point = model.kernels().submit(rec, wait)?;
-        worker::collect_row(&**model.kernels(), download, &point, wait, want)
+        let output = worker::collect_row(&**self.model.kernels(), step.download, &step.point, wait, want)?;
+        if let (Some(ahead), Output::Token(chosen)) = (&mut self.ahead, &output) {
+            ahead.token = Some(*chosen);
+        }
+        Ok(output)
     }
 
     fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
@@ -147,6 +201,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
+        self.abandon();
         if rows.end > self.cache.tokens() {
             return Err(Error::ContextFull { needed: rows.end, context: self.cache.tokens() });
         }

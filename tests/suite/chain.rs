@@ -9,7 +9,10 @@ use runahead::dims::Piece;
 use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, Engine, Experiment, Mode, Options, Session};
 use runahead::error::{Error, Result};
+use runahead::gpu::GpuKind;
+use runahead::kernels::Kernels;
 use runahead::kernels::cpu::Cpu;
+use runahead::kernels::wgsl::Wgsl;
 use runahead::model::{LoadOptions, Model, Slots};
 use runahead::runahead::board::{Record, Retention};
 use runahead::runahead::chain::{self, Request};
@@ -18,6 +21,8 @@ use runahead::runahead::partition::Split;
 use runahead::runahead::schedule::Schedule;
 use runahead::runahead::worker::{Output, RowsOut, ShareJob, ShareLog, Want};
 use runahead::weights::ModelFiles;
+
+use super::kernels::wgsl::shared;
 
 /// A tiny model with two layers, as the tests' data hold it.
 pub fn reference(family: &str) -> PathBuf {
@@ -150,8 +155,8 @@ impl Node for Broken {
     fn run(&self, _: &ShareJob<'_>) -> Result<ShareLog> {
         (self.fault)()
     }
-    fn decode(&mut self, token: u32, position: usize, want: Want, wait: &Wait) -> Result<Output> {
-        self.inner.decode(token, position, want, wait)
+    fn decode(&mut self, token: u32, position: usize, want: Want, more: bool, wait: &Wait) -> Result<Output> {
+        self.inner.decode(token, position, want, more, wait)
     }
     fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
         self.inner.read_rows(layer, rows, wait)
@@ -161,12 +166,56 @@ impl Node for Broken {
     }
 }
 
-pub fn cpu_node(slots: Slots) -> Box<dyn Node> {
+fn node<K: Kernels>(kernels: K, slots: Slots) -> Box<dyn Node> {
     let files = ModelFiles::open(&reference("llama-mha")).unwrap();
     let options = LoadOptions { context: 384, cancel: &Cancel::new(), progress: &|_, _| {} };
-    let kernels = Arc::new(Cpu::new("cpu", 1).unwrap());
-    let model = Model::load(kernels, Arc::new(files.config.clone()), &files.weights, &options).unwrap();
-    Loaded { name: "cpu".to_owned(), model: Arc::new(model) }.open(384, KvDtype::F16, slots).unwrap()
+    let name = kernels.name().to_owned();
+    let model = Model::load(Arc::new(kernels), Arc::new(files.config.clone()), &files.weights, &options).unwrap();
+    Loaded { name, model: Arc::new(model) }.open(384, KvDtype::F16, slots).unwrap()
+}
+
+pub fn cpu_node(slots: Slots) -> Box<dyn Node> {
+    node(Cpu::new("cpu", 1).unwrap(), slots)
+}
+
+#[test]
+fn a_step_begun_ahead_is_used_or_forgotten() {
+    let wait = Wait::new(&Cancel::new());
+    let gpu = shared().gpu();
+    // What a node gives for the same turns, with and without leave to go on ahead.
+    let play = |more: bool| {
+        let mut node = node(Wgsl::as_on(GpuKind::Discrete, gpu.clone()).unwrap(), Slots::All);
+        let mut chosen = Vec::new();
+        let mut decode = |node: &mut Box<dyn Node>, token, position, want| {
+            let output = node.decode(token, position, want, more, &wait).unwrap();
+            chosen.push(format!("{output:?}"));
+            if let Output::Token(id) = output { id } else { token }
+        };
+        run_with(&mut [&mut *node], &[48], &Cancel::new()).unwrap();
+        let mut token = 7;
+        for position in 48..56 {
+            token = decode(&mut node, token, position, Want::Token);
+        }
+        // Another token than the chosen one; the same position again; logits where a token was begun.
+        for (token, position, want) in [(9, 56, Want::Token), (9, 56, Want::Token), (11, 57, Want::Logits)] {
+            decode(&mut node, token, position, want);
+        }
+        // Other rows before the very token and position that were begun ahead.
+        let token = decode(&mut node, 13, 47, Want::Token);
+        run_with(&mut [&mut *node], &[32], &Cancel::new()).unwrap();
+        decode(&mut node, 5, 32, Want::Token);
+        for layer in 0..2 {
+            let rows = node.read_rows(layer, Piece::new(0, 32), &wait).unwrap();
+            node.write_rows(layer, Piece::new(16, 48), &rows).unwrap();
+        }
+        decode(&mut node, token, 48, Want::Token);
+        // The last row of the cache, behind rows that are all known.
+        for position in 49..384 {
+            decode(&mut node, 3, position, Want::Token);
+        }
+        chosen
+    };
+    assert_eq!(play(true), play(false));
 }
 
 fn run_with(nodes: &mut [&mut dyn Node], lengths: &[usize], cancel: &Cancel) -> Result<chain::Outcome> {

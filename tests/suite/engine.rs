@@ -100,14 +100,24 @@ fn few_tokens_use_fewer_adapters_and_say_so() {
 
 #[test]
 fn streams_carry_progress_tokens_and_the_end() {
-    let engine = tiny(&[DeviceId::Cpu]);
+    let told = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&told);
+    let builder = Engine::builder(reference("llama-gqa-tied")).unwrap().devices([DeviceId::Cpu]).context(256);
+    let count = move |progress| {
+        counted.fetch_add(usize::from(matches!(progress, Progress::Prefill { .. })), Ordering::Relaxed);
+    };
+    let engine = builder.on_progress(count).open().unwrap();
     let prompt: Vec<u32> = (0..40).collect();
     let options = Options { max_tokens: 6, stop_at_end: false, ..Options::default() };
     let want = ids(&mut engine.session().unwrap(), &prompt, 6);
+    let told_before = told.load(Ordering::Relaxed);
+    assert!(told_before > 0);
     let stream = engine.session().unwrap().stream(prompt.clone(), options.clone()).unwrap();
     let events: Vec<Event> = stream.events().iter().collect();
-    assert!(matches!(events.first(), Some(Event::Prefilled(_))), "{events:?}");
+    let n_progress = events.iter().take_while(|e| matches!(e, Event::Progress(Progress::Prefill { .. }))).count();
+    assert!(n_progress > 0 && matches!(events[n_progress], Event::Prefilled(_)), "{events:?}");
     assert!(matches!(events.last(), Some(Event::Done(_))), "{events:?}");
+    assert_eq!(told.load(Ordering::Relaxed), told_before, "progress comes as events, not to the engine's callback");
     let got: Vec<u32> = events.iter().filter_map(|e| if let Event::Token(t) = e { Some(t.id) } else { None }).collect();
     assert_eq!(got, want);
     let mut session = stream.join().unwrap();
@@ -121,6 +131,7 @@ fn streams_carry_progress_tokens_and_the_end() {
     };
     assert!(session.n_tokens() > 56);
     assert_eq!(ids(&mut session, &[1, 2], 2).len(), 2);
+    assert!(told.load(Ordering::Relaxed) > told_before, "behind the stream the callback is told again");
 }
 
 #[test]
@@ -132,11 +143,29 @@ fn a_builder_streams_load_progress_and_failures() {
     assert!(events.iter().any(|e| matches!(e, Event::Progress(Progress::Prefill { .. }))), "{events:?}");
     assert!(matches!(events.last(), Some(Event::Done(_))), "{events:?}");
 
+    // The engine stays for the next prompt, which loads nothing.
+    let engine =
+        events.into_iter().find_map(|e| if let Event::Loaded(engine) = e { Some(engine) } else { None }).unwrap();
+    let stream = engine.stream("Hello".to_owned(), Options { max_tokens: 3, ..Options::default() }).unwrap();
+    let again: Vec<Event> = stream.events().iter().collect();
+    let prefills = |e: &&Event| matches!(e, Event::Progress(Progress::Prefill { .. }));
+    let others = |e: &&Event| matches!(e, Event::Prefilled(_) | Event::Token(_) | Event::Done(_));
+    assert!(again.iter().any(|e| prefills(&e)) && again.iter().all(|e| prefills(&e) || others(&e)), "{again:?}");
+
     // A folder with weights alone cannot turn text into tokens.
     let stream = Engine::builder(reference("llama-mha")).unwrap().devices([DeviceId::Cpu]);
     let stream = stream.stream("Hello".to_owned(), Options::default()).unwrap();
     let last = stream.events().iter().last();
     assert!(matches!(last, Some(Event::Failed(Error::Tokenizer(_)))), "{last:?}");
+
+    // The end is told however full of progress the channel is.
+    let stream = Engine::builder(super::weights::smollm2()).unwrap().devices([DeviceId::Cpu]).context(64);
+    let stream = stream.stream(String::new(), Options::default()).unwrap();
+    while stream.events().len() < 64 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let last = stream.events().iter().last();
+    assert!(matches!(last, Some(Event::Failed(Error::EmptyPrompt))), "{last:?}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod chain;
 mod chat;
 #[cfg(feature = "cli")]
 mod cli;
+mod dependencies;
 mod engine;
 mod families;
 mod granules;

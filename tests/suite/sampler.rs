@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use runahead::engine::{DeviceId, Engine, Options};
 use runahead::error::Error;
 use runahead::sampler::{Sampler, Sampling, StopFilter};
+use runahead::tokenizer::StreamDecoder;
 
 use super::chain::reference;
 
@@ -183,6 +184,25 @@ fn stop_strings_are_found_however_the_text_is_cut() {
             assert_eq!(filtered(stops, &parts), (want.to_owned(), hit), "{stops:?} {parts:?}");
         }
     }
+}
+
+#[test]
+fn a_stop_string_is_found_whose_characters_are_cut_by_tokens() {
+    let engine = Engine::builder(super::weights::smollm2()).unwrap();
+    let tokenizer = engine.tokenizer().unwrap();
+    let ids = tokenizer.encode("sea 🦑🐙 and land", false).unwrap();
+    let whole = |id: u32| std::str::from_utf8(&tokenizer.token_bytes(id).unwrap()).is_ok();
+    assert!(ids.iter().filter(|&&id| !whole(id)).count() > 2, "tokens of this text end inside characters");
+    // Its first character shares bytes with the one before.
+    let (mut decoder, mut filter) = (StreamDecoder::new(), StopFilter::new(&["🐙 an".to_owned()]));
+    let mut text = String::new();
+    for id in ids {
+        text += &filter.push(&decoder.push(tokenizer, id).unwrap());
+        if filter.is_hit() {
+            break;
+        }
+    }
+    assert_eq!((filter.is_hit(), text + &filter.finish()), (true, "sea 🦑".to_owned()));
 }
 
 #[test]

@@ -61,6 +61,10 @@ pub struct BenchArgs {
     /// Draw the time to the first token over the prompt length, a line for each way to prefill
     #[arg(long, value_name = "FILE.svg", conflicts_with = "no_prefill")]
     pub plot: Option<PathBuf>,
+    /// Measure single kernels of a GPU (the first of --devices), at the shapes of Llama-2-7B, beside what the device can do at
+    /// most; FILTER is a part of an operation and its shape, as in "product F16"
+    #[arg(long, value_name = "FILTER", num_args = 0..=1, default_missing_value = "")]
+    pub kernels: Option<String>,
     /// Form of the results
     #[arg(short, long, value_enum, value_name = "FORM", default_value_t = Output::Md)]
     pub output: Output,

@@ -97,11 +97,13 @@ pub struct Answer {
     pub prefill: PrefillReport,
     /// From the first token to the last.
     pub decoding: Duration,
+    /// What ended it early.
+    pub failure: Option<Failure>,
 }
 
 impl Report {
     pub fn new(answer: Answer, of_session: bool, sampling: &Sampling) -> Self {
-        let Answer { session, prompt_tokens, ids, logprobs, text, prefill, decoding } = answer;
+        let Answer { session, prompt_tokens, ids, logprobs, text, prefill, decoding, .. } = answer;
         let decoded = ids.len().saturating_sub(1);
         let adapter = |a: runahead::engine::AdapterReport| Adapter {
             name: a.name,

@@ -2,6 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // also in the helpers of the tests
 
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::Value;
+
 use super::{command, ids, json, keys, runahead, smollm2, stderr, stdout, text, tiny, tokens};
 
 #[test]
@@ -132,4 +138,33 @@ fn a_stop_string_that_is_half_a_character_is_refused() {
     let output = command(&["generate", "-p", "x", "--devices", "cpu", "--stop"]).arg(half).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("UTF-8"), "{}", stderr(&output));
+}
+
+#[test]
+fn perplexity_is_the_same_on_every_adapter_and_tier() {
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE-APACHE");
+    let model = smollm2();
+    let measure = |devices: &str, tier: Option<&str>| {
+        let args =
+            ["perplexity", "-m", model.to_str().unwrap(), "-f", "-", "--window", "48", "--devices", devices, "--json"];
+        let mut command = command(&args);
+        if let Some(tier) = tier {
+            command.env("RUNAHEAD_TIER", tier);
+        }
+        // The licence's beginning is enough for a software GPU.
+        let head = std::fs::read_to_string(&text).unwrap().chars().take(900).collect::<String>();
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(head.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(keys(&report), ["adapters", "error", "perplexity", "tokens", "window", "windows"]);
+        report["perplexity"].as_f64().unwrap()
+    };
+    let cpu = measure("cpu", None);
+    assert!((1.0..60.0).contains(&cpu), "{cpu}");
+    for (devices, tier) in [("cpu,cpu", None), ("0", Some("base")), ("0", None)] {
+        let other = measure(devices, tier);
+        assert!((other / cpu - 1.0).abs() < 1e-3, "{devices} {tier:?}: {other} beside {cpu}");
+    }
 }

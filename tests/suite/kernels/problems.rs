@@ -290,8 +290,68 @@ pub fn product_prefill<K: Kernels>(k: &K) {
 /// The matrix-vector kernel.
 pub fn product_decode<K: Kernels>(k: &K) {
     let (mut check, mut random) = (Check::new(k, "product"), Random::new(4));
-    for case in product_cases(Phase::Decode) {
+    for mut case in product_cases(Phase::Decode) {
+        case.first = case.first / 2 * 2;
         product_case(k, &mut check, &mut random, &case);
+    }
+    check.finish();
+}
+
+/// A norm and the product behind it, as one row of decoding and as several of a prompt.
+pub fn norm_product<K: Kernels>(k: &K) {
+    let (mut check, mut random) = (Check::new(k, "norm_product"), Random::new(21));
+    let formats = [Dtype::F16, Dtype::F32, Dtype::Bf16, Dtype::Q4_0, Dtype::Q8_0];
+    for (i, &width) in WIDTHS.iter().chain(&[2048]).enumerate() {
+        for (j, phase) in [Phase::Decode, Phase::Prefill].into_iter().enumerate() {
+            let dtype = formats[(i + j) % formats.len()];
+            let width = round_up(width, dtype.block_len());
+            let (kind, eps) = ([NormKind::Rms, NormKind::Rms, NormKind::Layer][i % 3], [1e-5f32, 0.25][i % 2]);
+            let (n, rows) = (N[(i + j) % N.len()], if phase == Phase::Decode { 1 } else { 5 });
+            let case = format!("{kind:?} {} {phase:?} {n} x {width} eps={eps}", dtype.name());
+            let x = Field::new(k, Scalar::F32, activation_rows(k, 0, rows), width, |row, _| {
+                (row < rows).then(|| 3.0 * random.symmetric())
+            });
+            let gain = Field::new(k, Scalar::F32, 1, width, |_, _| Some(1.0 + random.symmetric()));
+            let bias = Field::new(k, Scalar::F32, 1, n, |_, _| Some(random.symmetric()));
+            let source = single(&mut random, dtype, n, width);
+            let weight = k.matrix("weight", &source).unwrap();
+            let between = k.tensor("normed", k.activation(), activation_rows(k, 0, rows) * width).unwrap();
+            let out = Field::poisoned(k, Scalar::F32, activation_rows(k, 0, rows), n);
+            if check.run(k, &case, |rec| {
+                let norm = Norm {
+                    x: &x.tensor,
+                    weight: &gain.tensor,
+                    out: &between,
+                    rows: 0..rows,
+                    width,
+                    eps,
+                    bias: None,
+                    kind,
+                    add: false,
+                };
+                let product = Product {
+                    x: &between,
+                    weight: &weight,
+                    out: &out.tensor,
+                    rows: 0..rows,
+                    out_row: 0,
+                    epilogue: Epilogue::Store,
+                    phase,
+                    bias: Some(&bias.tensor),
+                };
+                k.norm_product(rec, norm, product)
+            }) {
+                let matrix = reference::matrix_rows(&source);
+                let row = |r: usize| {
+                    let normed = reference::norm(&x.row(r), &gain.row(0), None, f64::from(eps), kind);
+                    let normed: Vec<f64> = normed.iter().map(|v| v.want).collect();
+                    reference::add(&bias.row(0), &reference::product(&normed, &matrix))
+                };
+                let want: Vec<_> = (0..rows).map(row).collect();
+                check.changed(k, &case, "out", &out, 0, &want);
+                check.unchanged(k, &case, "x", &x);
+            }
+        }
     }
     check.finish();
 }
