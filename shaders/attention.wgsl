@@ -63,6 +63,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     let seen_first = params.position + first + 1u;
     let start = (seen_first - min(seen_first, params.window)) / KEYS * KEYS;
     for (var key = start; key <= last; key += KEYS) {
+        let ring = ring_start(key);
         var score0 = vec4<f32>(0.0);
         var score1 = vec4<f32>(0.0);
         for (var chunk = 0u; chunk < HEAD4; chunk += 16u) {
@@ -70,7 +71,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             workgroupBarrier();
             if column < width {
                 for (var i = quad; i < KEYS; i += 4u) {
-                    tile[column * K_STRIDE + i] = unpack_kv(k[min(key + i, last) * params.kv_stride + kv_head + chunk + column]);
+                    tile[column * K_STRIDE + i] = unpack_kv(k[(min(key + i, last) - ring) * params.kv_stride + kv_head + chunk + column]);
                 }
             }
             workgroupBarrier();
@@ -107,7 +108,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             workgroupBarrier();
             if 16u * i + column < HEAD4 {
                 for (var j = quad; j < KEYS; j += 4u) {
-                    tile[j * 16u + column] = unpack_kv(v[min(key + j, last) * params.kv_stride + kv_head + 16u * i + column]);
+                    tile[j * 16u + column] = unpack_kv(v[(min(key + j, last) - ring) * params.kv_stride + kv_head + 16u * i + column]);
                 }
             }
             workgroupBarrier();

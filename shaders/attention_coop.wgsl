@@ -56,9 +56,11 @@ fn attention(
     let kv_stride = params.kv_stride / 2u;
     // Tiles that the window has passed for every row here would change nothing.
     var start = 0u;
+    var ring = 0u;
     if !IS_PLAIN {
         let seen_first = params.position + first + 1u;
         start = (seen_first - min(seen_first, params.window)) / KEYS * KEYS;
+        ring = ring_start(start);
     }
     let scale = params.scale * LOG2_E;
     let r = own % 16u;
@@ -102,8 +104,8 @@ fn attention(
     //% for i in LOADS
     let key_$i = (lane + $iu * THREADS) / HEAD8;
     let at_$i = (lane + $iu * THREADS) % HEAD8;
-    var k_$i = k[min(start + key_$i, last) * kv_stride + kv_head + at_$i];
-    var v_$i = v[min(start + key_$i, last) * kv_stride + kv_head + at_$i];
+    var k_$i = k[(min(start + key_$i, last) - ring) * kv_stride + kv_head + at_$i];
+    var v_$i = v[(min(start + key_$i, last) - ring) * kv_stride + kv_head + at_$i];
     //% end
     for (var key = start; key <= last; key += KEYS) {
         workgroupBarrier();
@@ -117,9 +119,12 @@ fn attention(
         }
         //% end
         workgroupBarrier();
+        if !IS_PLAIN {
+            ring = ring_start(min(key + KEYS, last));
+        }
         //% for i in LOADS
-        k_$i = k[min(key + KEYS + key_$i, last) * kv_stride + kv_head + at_$i];
-        v_$i = v[min(key + KEYS + key_$i, last) * kv_stride + kv_head + at_$i];
+        k_$i = k[(min(key + KEYS + key_$i, last) - ring) * kv_stride + kv_head + at_$i];
+        v_$i = v[(min(key + KEYS + key_$i, last) - ring) * kv_stride + kv_head + at_$i];
         //% end
 
         //% for b in BLOCKS

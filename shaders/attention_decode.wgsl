@@ -10,6 +10,8 @@ struct Params {
     scale: f32,
     soft_cap: f32,    // 0: none
     bias_stride: u32, // keys of a head in the bias
+    cached: u32,      // rows of the cache, a ring: a key stands in row key % cached
+    lap: u32,         // first - first % cached
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<act4>;
@@ -27,6 +29,12 @@ var<workgroup> query: array<vec4<f32>, HEADS * HEAD4>;
 var<workgroup> probabilities: array<f32, HEADS * KEYS>;
 var<workgroup> exchange: array<f32, HEADS * THREADS>;
 var<workgroup> merge: array<vec4<f32>, THREADS>;
+
+// The keys that the row sees go round the ring once at most.
+fn cache_row(key: u32) -> u32 {
+    let row = key - params.lap;
+    return select(row, row - params.cached, row >= params.cached);
+}
 
 @compute @workgroup_size(THREADS)
 fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -64,7 +72,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
             var element: array<vec4<f32>, KEYS_EACH>;
             for (var i = 0u; i < KEYS_EACH; i++) {
                 // Keys past the end are computed and masked below.
-                let row = min(key + lane + i * THREADS, end - 1u);
+                let row = cache_row(min(key + lane + i * THREADS, end - 1u));
                 element[i] = unpack_kv(k[row * params.kv_stride + kv_head * HEAD4 + d]);
             }
             for (var h = 0u; h < HEADS; h++) {
@@ -110,7 +118,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
         }
         workgroupBarrier();
         for (var j = share; j < min(KEYS, end - key); j += SHARES) {
-            let source = (key + j) * params.kv_stride + kv_head * HEAD4 + column;
+            let source = cache_row(key + j) * params.kv_stride + kv_head * HEAD4 + column;
             for (var i = 0u; i < CHUNKS; i++) {
                 if 16u * i + column < HEAD4 {
                     let element = unpack_kv(v[source + 16u * i]);

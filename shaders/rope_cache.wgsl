@@ -3,11 +3,12 @@ struct Params {
     count: u32,      // threads: rows * threads_per_row
     per_row: u32,    // (heads + 2 kv_heads) * head_dim / 4
     start2: u32,     // vec2 index of the first row of qkv
-    position: u32,   // of the first row, also its row in the cache
+    position: u32,   // of the first row
     heads: u32,
     kv_heads: u32,
     head4: u32,      // head_dim / 4
     rotary4: u32,    // vec4s of a head that turn; the others are copied
+    cached: u32,     // rows of the cache, a ring
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> angles: array<vec4<f32>>;
@@ -40,7 +41,7 @@ fn rope_cache(
     if turns {
         turned = turn(raw, angles[position * params.rotary4 + t]);
     }
-    let kv_row = 2u * position * params.kv_heads * params.head4;
+    let kv_row = 2u * (position % params.cached) * params.kv_heads * params.head4;
     if head < params.heads {
         qkv[source.x] = to_act2(turned.xy);
         qkv[source.y] = to_act2(turned.zw);

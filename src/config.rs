@@ -230,6 +230,11 @@ impl ModelConfig {
         self.n_heads * self.head_dim
     }
 
+    /// Per layer: the keys that a row sees at most.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        self.layers.iter().map(|layer| layer.window).collect()
+    }
+
     /// Elements of one row of the fused product: Q, then K, then V.
     pub const fn qkv_width(&self) -> usize {
         self.q_width() + 2 * self.kv_width()

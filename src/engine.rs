@@ -5,12 +5,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, Wait};
 use crate::config::ModelConfig;
+use crate::dims::Piece;
 use crate::dtype::KvDtype;
 use crate::error::{Error, Result};
 use crate::model::Slots;
-use crate::runahead::node::Adapter;
+use crate::runahead::node::{Adapter, Node};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelFiles;
@@ -76,6 +77,7 @@ struct Shared {
     adapters: Vec<Box<dyn Adapter>>,
     context: usize,
     kv: KvDtype,
+    take_back: usize,
     experiment: Experiment,
     cancel: Cancel,
     progress: OnProgress,
@@ -129,12 +131,11 @@ impl Engine {
     pub fn session(&self) -> Result<Session> {
         let shared = &self.shared;
         let last = shared.adapters.len() - 1;
-        let nodes = shared
-            .adapters
-            .iter()
-            .enumerate()
-            .map(|(i, a)| a.open(shared.context, shared.kv, if i == last { Slots::All } else { Slots::Ring }))
-            .collect::<Result<Vec<_>>>()?;
+        let open = |i: usize| match i == last {
+            true => self.keeper(&*shared.adapters[i]),
+            false => shared.adapters[i].open(shared.context, shared.kv, Slots::Ring),
+        };
+        let nodes = (0..=last).map(open).collect::<Result<Vec<_>>>()?;
         Ok(Session::new(self.clone(), nodes, shared.experiment.clone()))
     }
 
@@ -148,8 +149,16 @@ impl Engine {
             name: adapter.to_string(),
             available: self.adapters().collect::<Vec<_>>().join(", "),
         };
-        let node = shared.adapters.get(adapter).ok_or_else(missing)?.open(shared.context, shared.kv, Slots::All)?;
+        let node = self.keeper(&**shared.adapters.get(adapter).ok_or_else(missing)?)?;
         Ok(Session::new(self.clone(), vec![node], shared.experiment.pick(&[adapter])))
+    }
+
+    /// A node that keeps the cache of every layer.
+    fn keeper(&self, adapter: &dyn Adapter) -> Result<Box<dyn Node>> {
+        let shared = &self.shared;
+        let mut node = adapter.open(shared.context, shared.kv, Slots::All)?;
+        node.make_room(shared.take_back, Piece::new(0, 0), &Wait::new(&shared.cancel))?;
+        Ok(node)
     }
 
     /// The engine's own cancel: once set, all its sessions end.

@@ -44,7 +44,7 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn row_tile(&self) -> usize;
     /// Rows of an activation of `width` elements that a caller had best compute at a time, where it need not keep all: a multiple of the granule.
     fn rows_at_once(&self, width: usize) -> usize;
-    /// Cache tensors hold a multiple of this many rows.
+    /// Cache tensors hold a multiple of this many rows; so a tile of keys, which starts at a multiple of it, is never torn by the end of a ring.
     fn key_tile(&self) -> usize;
     /// Whether work goes on while the host prepares more, at no cost to the host: then it pays to submit what may turn out not to be wanted.
     fn works_beside_host(&self) -> bool;
@@ -254,13 +254,15 @@ pub struct RopeCache<'a, K: Kernels> {
     pub qkv: &'a K::Tensor,
     /// F32 `[context, rotary / 2, 2]`: cosine and sine of every position and pair; not read where `rotary` is 0.
     pub angles: &'a K::Tensor,
-    /// F16 or F32 `[tokens, kv_heads, head_dim]`.
+    /// F16 or F32 `[cached, kv_heads, head_dim]`: position `p` has row `p`, or row `p % cached` of a ring.
     pub k: &'a K::Tensor,
     /// As `k`.
     pub v: &'a K::Tensor,
+    /// Whether the cache is a ring. It then holds the last `cached` rows that were written, which is enough where all rows have a window.
+    pub ring: bool,
     /// Rows of `qkv`.
     pub rows: Range<usize>,
-    /// Absolute position of `rows.start`; also its row in the cache.
+    /// Absolute position of `rows.start`.
     pub position: usize,
     /// Heads.
     pub dims: HeadDims,
@@ -284,15 +286,20 @@ pub struct ScoreRules {
 impl ScoreRules {
     /// The first key that the row at `position` sees.
     pub fn first_key(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+        self.window.map_or(0, |window| position.saturating_add(1).saturating_sub(window))
     }
+}
+
+/// Whether a cache of `cached` rows can hold the keys `seen` at once. A ring that goes round is a multiple of `key_tile`.
+fn cache_holds(cached: usize, seen: &Range<usize>, ring: bool, key_tile: usize) -> bool {
+    seen.end <= cached || ring && cached.is_multiple_of(key_tile) && seen.len() <= cached
 }
 
 /// See [`Kernels::attention`].
 pub struct Attention<'a, K: Kernels> {
     /// Rotated queries inside `qkv` rows, as [`RopeCache`] leaves them.
     pub qkv: &'a K::Tensor,
-    /// F16 or F32 `[tokens, kv_heads, head_dim]`; rows `0..position + rows.len()` are valid.
+    /// As [`RopeCache`] leaves it, a ring where `rules` has a window: the keys that these rows see are valid, all others finite.
     pub k: &'a K::Tensor,
     /// As `k`.
     pub v: &'a K::Tensor,
@@ -302,7 +309,7 @@ pub struct Attention<'a, K: Kernels> {
     pub rows: Range<usize>,
     /// Absolute position of `rows.start`; the row at position `p` sees keys `0..=p`, or those of them that a window leaves.
     pub position: usize,
-    /// Scores are computed for at least this many keys, whose rows are valid, and masked: work without use, as an implementation without a causal
+    /// Scores are computed for at least this many keys and masked: work without use, as an implementation without a causal
     /// kernel has it. 0 leaves out whatever no row of a tile sees, and what a window has passed is always left out. No bit depends on it.
     pub dense_keys: usize,
     /// Heads.

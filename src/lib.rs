@@ -25,6 +25,7 @@
 
 pub mod cancel;
 pub mod config;
+pub mod dates;
 pub mod dims;
 pub mod dtype;
 pub mod error;

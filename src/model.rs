@@ -15,7 +15,7 @@ mod scratch;
 mod sources;
 
 pub use forward::Scores;
-pub use kv_cache::{KvCache, Slots};
+pub use kv_cache::{CacheSize, KvCache, Slots};
 pub use load::LoadOptions;
 pub use scratch::Scratch;
 

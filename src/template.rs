@@ -1,10 +1,13 @@
 //! Chat templates: Jinja programs inside model files that turn messages into the text of a prompt.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, State, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use crate::dates::Date;
 use crate::error::{Error, Result};
 
 /// What one rendering may cost, a bound for hostile templates: the engine counts 1 for an instruction and for 64 bytes of text made or read, so
@@ -42,18 +45,27 @@ impl ChatTemplate {
     }
 
     /// The prompt's text. `add_generation_prompt` ends it with the opening of the assistant's turn. Special tokens stand in the text as they
-    /// are written: encode it without adding others.
+    /// are written: encode it without adding others. Some templates tell the model today's date (in UTC).
     ///
     /// # Errors
     /// [`Error::Template`]: the template is malformed, refuses the conversation (`raise_exception`), or works for too long.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.render_at(Date::of_unix(unix_s), messages, add_generation_prompt)
+    }
+
+    /// As [`ChatTemplate::render`], at this time.
+    ///
+    /// # Errors
+    /// See [`ChatTemplate::render`].
+    pub fn render_at(&self, now: Date, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let content: usize = messages.iter().map(|m| m.content.len()).sum();
         // A long conversation may be copied 64 times.
-        let environment = environment(FUEL.saturating_add(content as u64)).map_err(failed)?;
+        let environment = environment(FUEL.saturating_add(content as u64), now).map_err(failed)?;
         let messages: Vec<Value> =
             messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() }).collect();
         let values = context! { messages, add_generation_prompt, bos_token => self.bos.as_str(), eos_token => self.eos.as_str() };
-        environment.render_str(&self.source, values).map_err(failed)
+        environment.render_str(&without_marks(&self.source), values).map_err(failed)
     }
 }
 
@@ -61,14 +73,36 @@ fn failed(e: minijinja::Error) -> Error {
     Error::Template(e.to_string())
 }
 
+/// Where templates mark what the assistant said, for training, with `{% generation %} … {% endgeneration %}`, a condition that always holds: the engine
+/// has no tags of one's own, and this one trims white space as the mark does.
+fn without_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        let (inside, after) = tag.split_once("%}").unwrap_or((tag, ""));
+        let name = inside.trim_matches(['-', '+', ' ', '\t', '\n', '\r']);
+        let instead = match name {
+            "generation" => inside.replacen(name, "if true", 1),
+            "endgeneration" => inside.replacen(name, "endif", 1),
+            _ => inside.to_owned(),
+        };
+        out.extend([before, "{%", &instead, if inside.len() < tag.len() { "%}" } else { "" }]);
+        rest = after;
+    }
+    out + rest
+}
+
 /// Jinja as Hugging Face transformers sets it up for templates.
-fn environment(fuel: u64) -> Result<Environment<'static>, minijinja::Error> {
+fn environment(fuel: u64, now: Date) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.set_fuel(Some(fuel));
     environment.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+    });
+    environment.add_function("strftime_now", move |format: String| -> Result<String, minijinja::Error> {
+        now.strftime(&format).map_err(|conversion| bad(format!("strftime_now does not know {conversion}")))
     });
     environment.add_filter(
         "tojson",

@@ -13,4 +13,10 @@ struct Params {
     soft_cap: f32,    // 0: none
     bias_stride: u32, // keys of a head in the bias
     dense_keys: u32,  // keys whose scores are computed although no row may see them; 0: none
+    cached: u32,      // rows of the cache, a ring: a key stands in row key % cached
+}
+
+// What a key of the tile at `key` has to be lowered by to give its row of the cache: a tile is never torn by the end of the ring.
+fn ring_start(key: u32) -> u32 {
+    return key - key % params.cached;
 }

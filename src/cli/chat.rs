@@ -170,7 +170,9 @@ impl Chat<'_> {
     }
 
     fn answer(&mut self, tokens: &[u32]) -> Result<Answer, Failure> {
-        let mode = if tokens.len() < CHAIN_FROM { Mode::Single } else { Mode::Runahead };
+        // What a model with windows has let go of is prefilled again.
+        let n = self.session.n_tokens() - self.session.n_cached() + tokens.len();
+        let mode = if n < CHAIN_FROM { Mode::Single } else { Mode::Runahead };
         let options = Options { mode, ..self.options.clone() };
         let prefilled = self.session.generate(tokens, &options);
         self.bars.clear();

@@ -169,7 +169,7 @@ fn answer(
     let engine = session.engine().clone();
     let n_kept = session.keep_prefix(tokens);
     let mut options = plan.options.clone();
-    if n_kept > 0 {
+    if session.n_cached() > 0 {
         options.split = plan.split_behind.clone();
     }
     let prefilled = session.generate(&tokens[n_kept..], &options);

@@ -221,7 +221,7 @@ impl Setup {
                 return Some(format!("it is the same device as adapter {} of the list", twin + 1));
             }
             // What a share of the prompt takes beside the cache is known once it is cut; one granule is the least.
-            let bytes = estimate.bytes(16, if last { Slots::All } else { Slots::Ring });
+            let bytes = estimate.bytes(16, 16, if last { Slots::All } else { Slots::Ring });
             let free = self.infos[i].memory_bytes.filter(|&free| free < bytes)?;
             Some(format!("it has {} of memory, {} are needed", output::bytes(free), output::bytes(bytes)))
         };
@@ -240,7 +240,7 @@ impl Setup {
     fn as_asked(&self, mode: Mode, cut: &Cut, n_prompt: usize) -> Result<Plan, Failure> {
         let n = if mode == Mode::Single { 1 } else { self.ids.len() };
         let lengths = self.lengths(mode, cut, n, n_prompt)?;
-        let schedule = mode.schedule(0, &lengths, self.outline.config.n_layers);
+        let schedule = mode.schedule(0, &lengths, self.outline.config.n_layers).windowed(&self.costs.windows);
         let first = self.ids.len() - schedule.n_adapters();
         let order: Vec<usize> = (first..self.ids.len()).collect();
         let forecast = simulate(&schedule, &self.costs.pick(&order))?;
@@ -278,9 +278,9 @@ impl Setup {
 
     /// Bytes that a plan's adapter takes, by its place in the chain.
     pub fn memory_bytes(&self, plan: &Plan, place: usize, context: usize) -> u64 {
-        let rows = plan.mode.schedule(0, &plan.lengths, self.outline.config.n_layers).n_rows(place);
+        let schedule = plan.mode.schedule(0, &plan.lengths, self.outline.config.n_layers);
         let slots = if place + 1 == plan.order.len() { Slots::All } else { Slots::Ring };
-        self.memory(context).bytes(rows, slots)
+        self.memory(context).bytes(schedule.n_rows(place), schedule.span(place), slots)
     }
 
     fn memory(&self, context: usize) -> memory::Estimate<'_> {
@@ -351,5 +351,5 @@ fn estimate(config: &ModelConfig, infos: &[DeviceInfo], kv: KvDtype) -> Result<C
         Ok(AdapterCost { fit_error: ESTIMATE_ERROR, ..costs })
     };
     let adapters = infos.iter().enumerate().map(cost).collect::<Result<_, Error>>()?;
-    Ok(CostModel { adapters, kv_bytes: shape.kv_bytes(kv.scalar().bytes()), hub: None })
+    Ok(CostModel { adapters, kv_bytes: shape.kv_bytes(kv.scalar().bytes()), windows: shape.windows(), hub: None })
 }

@@ -13,6 +13,7 @@ use crate::gpu::{self, GpuAdapter};
 use crate::kernels::Kernels;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::wgsl::Wgsl;
+use crate::model::memory::TAKE_BACK;
 use crate::model::{LoadOptions, Model};
 use crate::runahead::node::{Adapter, Loaded};
 use crate::template::{ChatTemplate, Message};
@@ -31,6 +32,7 @@ pub struct EngineBuilder {
     devices: Vec<DeviceId>,
     context: Option<usize>,
     kv: KvDtype,
+    take_back: usize,
     experiment: Experiment,
     pipelines: Option<PathBuf>,
     cancel: Cancel,
@@ -62,6 +64,7 @@ impl EngineBuilder {
             devices: Vec::new(),
             context: None,
             kv: KvDtype::default(),
+            take_back: TAKE_BACK,
             experiment: Experiment::default(),
             pipelines: None,
             cancel: Cancel::new(),
@@ -86,6 +89,14 @@ impl EngineBuilder {
     /// adapters as well, which costs their speed.
     pub fn kv(mut self, dtype: KvDtype) -> Self {
         self.kv = dtype;
+        self
+    }
+
+    /// Tokens by which a conversation can be cut back ([`Session::truncate`](crate::engine::Session::truncate)) without a new prefill where the model
+    /// has windows: 1,024 unless said here, or as many as the longest share of a prefill. Each takes the memory of a row in every layer with a
+    /// window.
+    pub fn take_back(mut self, tokens: usize) -> Self {
+        self.take_back = tokens;
         self
     }
 
@@ -191,6 +202,7 @@ impl EngineBuilder {
             adapters,
             context,
             kv: self.kv,
+            take_back: self.take_back,
             experiment: self.experiment,
             cancel: self.cancel,
             progress: self.progress,

@@ -6,7 +6,7 @@ use crate::cancel::Wait;
 use crate::dims::{GRANULE, Piece};
 use crate::engine::{Engine, Mode, Options, Session};
 use crate::error::{Error, Result};
-use crate::runahead::cost::{AdapterCost, CostModel, Fit, Lane, Sample};
+use crate::runahead::cost::{AdapterCost, CostModel, Fit, Lane, Sample, Shape, mean_scores};
 use crate::runahead::partition::{Split, n_granules};
 use crate::runahead::search::{Found, Problem, search, search_simulated};
 use crate::runahead::table::Point;
@@ -107,7 +107,8 @@ impl Engine {
         let bench = Bench { engine: self, repetitions: options.repetitions.max(1) };
         let adapters = (0..n).map(|i| bench.costs(i, longest, progress)).collect::<Result<_>>()?;
         let row = self.config().kv_width() * self.shared.kv.scalar().bytes();
-        let costs = CostModel { adapters, kv_bytes: 2.0 * row as f64, hub: None };
+        let windows = Shape::of(self.config()).windows();
+        let costs = CostModel { adapters, kv_bytes: 2.0 * row as f64, windows, hub: None };
         let mut points = Vec::with_capacity(contexts.len());
         for context in contexts {
             match bench.point(context, &costs, progress) {
@@ -216,15 +217,22 @@ impl Bench<'_> {
         let (Some(first), Some(whole)) = (spans.first(), spans.len().checked_sub(2).filter(|&n| n > 0)) else {
             return Err(Error::Unsupported { what: "calibration", name: "a prefill without layers".to_owned() });
         };
-        let layer_s = median((1..=whole).map(|i| (spans[i].1 - spans[i - 1].1).max(0.0)).collect());
+        let windows = &self.engine.config().windows()[..whole];
+        // Layers of a kind take the same time: the median of each kind counts, as often as there are such layers.
+        let layer_s = |i: usize| (spans[i + 1].1 - spans[i].1).max(0.0);
+        let like = |window| median((0..whole).filter(|&i| windows[i] == window).map(layer_s).collect());
+        let layer_s = windows.iter().map(|&window| like(window)).sum::<f64>() / whole as f64;
+        let scores = mean_scores(windows, prefix as f64, tokens as f64);
         let qkv_s = (first.1 - first.0).clamp(0.0, layer_s);
         let layers_s = spans[whole].1 - first.0;
-        Ok(Sample { prefix, tokens, qkv_s, layer_s, tail_s: (report.ttft_ms / 1e3 - layers_s).max(0.0) })
+        Ok(Sample { prefix, tokens, scores, qkv_s, layer_s, tail_s: (report.ttft_ms / 1e3 - layers_s).max(0.0) })
     }
 
     /// The way to host memory, from two transfers of different size. The way back is taken to be like it.
     fn lane(&self, session: &Session) -> Result<Lane> {
-        let rows = [GRANULE.min(session.n_tokens()), session.n_tokens()];
+        // The first layer may have no more rows than its window.
+        let most = session.n_tokens().min(self.engine.config().layers[0].window.unwrap_or(usize::MAX));
+        let rows = [GRANULE.min(most), most];
         let times = rows.map(|n| -> Result<f64> {
             let runs = (0..5).map(|_| session.time_download(n)).collect::<Result<Vec<_>>>()?;
             Ok(median(runs))
@@ -300,11 +308,11 @@ impl Bench<'_> {
 }
 
 impl Session {
-    /// Seconds for the K/V rows of the first `n_tokens` of a layer from the last adapter to host memory.
+    /// Seconds for the K/V rows of the last `n_tokens` of a layer from the last adapter to host memory.
     fn time_download(&self, n_tokens: usize) -> Result<f64> {
         let wait = Wait::new(self.engine.cancel());
         let started = Instant::now();
-        self.last().read_rows(0, Piece::new(0, n_tokens), &wait)?;
+        self.last().read_rows(0, Piece::new(self.len.saturating_sub(n_tokens), self.len), &wait)?;
         Ok(started.elapsed().as_secs_f64())
     }
 }

@@ -1,14 +1,17 @@
 //! Sessions on disk: the conversation's tokens and the K/V rows of every layer, so that a later process goes on without a prefill.
 //!
 //! A file appears under its name only when it is whole, and is checked whole, to the last byte, before a session takes anything from it. It
-//! belongs to one model and one cache type; a fingerprint tells. Little-endian, version 1:
+//! belongs to one model and one cache type; a fingerprint tells. Little-endian, version 2:
 //!
 //! ```text
 //! magic [8] · version u32 · cache type u32 · fingerprint u64 · layers u32 · bytes of a K row u32 · rows u64 · tokens u64 · note bytes u64
+//! least kept u64 · rows of all layers u64
 //! token ids [tokens] u32 · note, UTF-8
 //! per layer, per 1,024 rows: K rows, V rows [kv_heads, head_dim]
 //! checksum u64 of all before
 //! ```
+//!
+//! Layers with a window have the rows that conversations of `least kept` to `rows` tokens need to go on; the others have all.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
@@ -77,16 +80,16 @@ impl Session {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let mut file = SavedFile::open(path.as_ref())?;
         file.check_model(self)?;
-        file.check_sum()?;
+        let windows = self.engine.config().windows();
+        file.check_sum(&windows)?;
         let (tokens, note) = file.text()?;
         for &id in &tokens {
             self.engine.check_token(id)?;
         }
         self.clear();
-        let n_rows = file.header.n_rows;
-        let filled = file.runs(|layer, rows, bytes| self.write_rows(layer, rows, bytes));
-        filled?;
-        self.restore(tokens, n_rows, note);
+        let (n_rows, least_kept) = (file.header.n_rows, file.header.least_kept);
+        file.runs(&windows, |layer, rows, bytes| self.write_rows(layer, rows, bytes))?;
+        self.restore(tokens, n_rows, least_kept, note);
         Ok(())
     }
 
@@ -104,8 +107,8 @@ impl Session {
         put(bytemuck::cast_slice(&self.tokens().iter().map(|id| id.to_le()).collect::<Vec<_>>()))?;
         put(self.note().as_bytes())?;
         let wait = Wait::new(self.engine.cancel());
-        for layer in 0..header.n_layers {
-            for rows in runs(header.n_rows) {
+        for (layer, window) in self.engine.config().windows().into_iter().enumerate() {
+            for rows in runs(header.rows(window)) {
                 put(&self.last().read_rows(layer, rows, &wait)?)?;
             }
         }
@@ -116,8 +119,8 @@ impl Session {
     }
 }
 
-fn runs(n_rows: usize) -> impl Iterator<Item = Piece> {
-    (0..n_rows).step_by(RUN).map(move |start| Piece::new(start, n_rows.min(start + RUN)))
+fn runs(rows: Piece) -> impl Iterator<Item = Piece> {
+    (rows.start..rows.end).step_by(RUN).map(move |start| Piece::new(start, rows.end.min(start + RUN)))
 }
 
 /// An opened file whose size is what its header says.
@@ -156,6 +159,10 @@ impl SavedFile {
         if h.fingerprint != own.fingerprint || h.n_layers != own.n_layers {
             return Err(self.bad("is a session of another model"));
         }
+        let rows: usize = session.engine.config().layers.iter().map(|layer| h.rows(layer.window).len()).sum();
+        if h.all_rows != rows {
+            return Err(self.bad(format!("has {} rows instead of {rows}", h.all_rows)));
+        }
         if h.kv != own.kv || h.row_bytes != own.row_bytes {
             let name = |kv| if kv == KvDtype::F16 { "f16" } else { "f32" };
             return Err(self.bad(format!("has a K/V cache in {}, not in {}", name(h.kv), name(own.kv))));
@@ -186,21 +193,25 @@ impl SavedFile {
         Ok((ids, String::from_utf8(note).map_err(|_| self.bad("has a note that is no text"))?))
     }
 
-    /// Hands over the rows, from where [`SavedFile::text`] ended.
-    fn runs(&mut self, mut take: impl FnMut(usize, Piece, &[u8]) -> Result<()>) -> Result<()> {
-        let (n_layers, n_rows, row_bytes) = (self.header.n_layers, self.header.n_rows, self.header.row_bytes);
-        let mut bytes = vec![0; 2 * n_rows.min(RUN) * row_bytes];
-        for layer in 0..n_layers {
-            for rows in runs(n_rows) {
+    /// Hands over the rows of layers with these windows, from where [`SavedFile::text`] ended.
+    fn runs(
+        &mut self,
+        windows: &[Option<usize>],
+        mut take: impl FnMut(usize, Piece, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (header, row_bytes) = (self.header, self.header.row_bytes);
+        let mut bytes = vec![0; 2 * header.n_rows.min(RUN) * row_bytes];
+        for (layer, &window) in windows.iter().enumerate() {
+            for rows in runs(header.rows(window)) {
                 let run = &mut bytes[..2 * rows.len() * row_bytes];
-                self.file.read_exact(run).map_err(|e| Error::io(&self.path, e))?;
+                self.read(run)?;
                 take(layer, rows, run)?;
             }
         }
         Ok(())
     }
 
-    fn check_sum(&mut self) -> Result<()> {
+    fn check_sum(&mut self, windows: &[Option<usize>]) -> Result<()> {
         let mut sum = Checksum::default();
         self.at(0)?;
         let mut head = [0; Header::BYTES];
@@ -211,7 +222,7 @@ impl SavedFile {
             self.read(&mut bytes)?;
             sum.update(&bytes);
         }
-        self.runs(|_, _, bytes| {
+        self.runs(windows, |_, _, bytes| {
             sum.update(bytes);
             Ok(())
         })?;

@@ -49,7 +49,12 @@ impl Default for Options {
     }
 }
 
-/// See the module's text. A failed or cancelled turn leaves the session as it was before.
+/// See the module's text. A failed or cancelled turn leaves the conversation as it was before.
+///
+/// What a model with windows has let go of is computed again: where the conversation is cut back, or a turn fails, and rows that a window would now
+/// reach are gone, the next turn prefills the whole conversation. In place it can be cut back by as many tokens as
+/// [`EngineBuilder::take_back`](crate::engine::EngineBuilder::take_back) says, but not to before the last adapter's piece of a chain, which was
+/// handed only the rows that its windows reached. Models without windows never compute anything again.
 pub struct Session {
     pub(super) engine: Engine,
     nodes: Vec<Box<dyn Node>>,
@@ -59,6 +64,9 @@ pub struct Session {
     tokens: Vec<u32>,
     /// Tokens whose rows stand in the last adapter's cache: all, or all but the last generated one.
     pub(super) len: usize,
+    /// The fewest tokens, beside none, that these rows can be cut back to: layers with a window have let go of what only shorter conversations
+    /// need.
+    pub(super) least_kept: usize,
     note: String,
     record: Record,
     /// Ends every turn; the engine's own unless a stream put its own in.
@@ -81,7 +89,8 @@ impl Session {
         let record = Record::new(engine.config().n_layers);
         let parent = engine.cancel().clone();
         let (tokens, note) = (Vec::new(), String::new());
-        Self { engine, nodes, experiment, tokens, len: 0, note, record, cancel: parent.child(), parent, progress: None }
+        let cancel = parent.child();
+        Self { engine, nodes, experiment, tokens, len: 0, least_kept: 0, note, record, cancel, parent, progress: None }
     }
 
     /// Makes `cancel` (or, with `None`, the engine's own again) end the turns from now on. A child of the engine's own is ended by both.
@@ -104,6 +113,14 @@ impl Session {
         &self.tokens
     }
 
+    /// Bytes of the K/V caches, adapter by adapter. Layers with a window take no more than the window, [`EngineBuilder::take_back`] and the longest
+    /// share of a prompt so far ask for, however long the conversation.
+    ///
+    /// [`EngineBuilder::take_back`]: crate::engine::EngineBuilder::take_back
+    pub fn cache_bytes(&self) -> impl Iterator<Item = u64> + '_ {
+        self.nodes.iter().map(|node| node.cache_bytes())
+    }
+
     /// The engine that it runs on.
     pub fn engine(&self) -> &Engine {
         &self.engine
@@ -119,11 +136,22 @@ impl Session {
         self.note = note.into();
     }
 
+    /// Tokens that the next turn need not prefill. The last one that was generated has no rows yet.
+    pub fn n_cached(&self) -> usize {
+        self.len
+    }
+
     /// Forgets all but the first `n` tokens.
     pub fn truncate(&mut self, n: usize) {
         self.tokens.truncate(n);
         self.len = self.len.min(n);
-        self.record.truncate(n);
+        if self.len < self.least_kept {
+            self.len = 0;
+        }
+        if self.len == 0 {
+            self.least_kept = 0;
+        }
+        self.record.truncate(self.len);
     }
 
     /// Forgets all that is not the beginning of `tokens`. Gives the number of tokens kept: fewer than `tokens`, so that what is left of them can be
@@ -178,7 +206,8 @@ impl Session {
         }
     }
 
-    /// K and V of one layer as they stand in the last adapter's cache, each `[tokens, kv_heads, head_dim]`.
+    /// K and V of one layer as they stand in the last adapter's cache, each `[tokens, kv_heads, head_dim]`: of all tokens, or of those at the end that
+    /// the layer's window reaches from the next one.
     ///
     /// # Errors
     /// An adapter's failure; [`Error::Config`] for a layer that is not there.
@@ -187,7 +216,9 @@ impl Session {
         if layer >= n_layers {
             return Err(Error::Config(format!("layer {layer} of {n_layers}")));
         }
-        let bytes = self.last().read_rows(layer, Piece::new(0, self.len), &Wait::new(&self.cancel))?;
+        let window = self.engine.config().layers[layer].window;
+        let first = window.map_or(0, |window| (self.len + 1).saturating_sub(window).min(self.len));
+        let bytes = self.last().read_rows(layer, Piece::new(first, self.len), &Wait::new(&self.cancel))?;
         let values: Vec<f32> = match self.engine.shared.kv {
             KvDtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             KvDtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
@@ -206,6 +237,8 @@ impl Session {
         let slowdown = self.experiment.slowdown(last);
         // What an adapter did during the pause would not be slowed down.
         let more = more && slowdown <= 1.0;
+        // The adapter may have begun with the row after this one.
+        self.least_kept = self.least_kept.max(self.last().least_kept(position + 2));
         let output = self.nodes[last].decode(self.tokens[position], position, want, more, &wait)?;
         if slowdown > 1.0 {
             wait.sleep(began.elapsed().mul_f64(slowdown - 1.0))?;
@@ -240,9 +273,21 @@ impl Session {
         self.nodes[last].write_rows(layer, rows, bytes)
     }
 
-    /// The conversation whose first `n_rows` rows were just written.
-    pub(super) fn restore(&mut self, tokens: Vec<u32>, n_rows: usize, note: String) {
+    /// The conversation whose first `n_rows` rows were just written, those that conversations of `least_kept` tokens and more need.
+    pub(super) fn restore(&mut self, tokens: Vec<u32>, n_rows: usize, least_kept: usize, note: String) {
         (self.tokens, self.len, self.note) = (tokens, n_rows, note);
+        self.least_kept = least_kept.max(self.last().least_kept(n_rows));
+    }
+
+    /// Gives the adapters of a schedule room for their shares in the caches of layers with a window.
+    fn make_room(&mut self, schedule: &Schedule) -> Result<()> {
+        let wait = Wait::new(&self.cancel);
+        let skip = self.nodes.len() - schedule.n_adapters();
+        for (i, node) in self.nodes[skip..].iter_mut().enumerate() {
+            let kept = if schedule.holds_past[i] { Piece::new(self.least_kept, self.len) } else { Piece::new(0, 0) };
+            node.make_room(schedule.span(i), kept, &wait)?;
+        }
+        Ok(())
     }
 
     pub(super) fn last(&self) -> &dyn Node {
@@ -264,7 +309,14 @@ impl Session {
         let tokens: Vec<u32> = self.tokens[self.len..].iter().chain(tokens).copied().collect();
         let plan = self.plan(tokens.len(), options)?;
         let retention = self.catch_up(&plan.schedule)?;
-        let outcome = self.run(&plan, &tokens, retention, rows_out)?;
+        self.make_room(&plan.schedule)?;
+        let outcome = self.run(&plan, &tokens, retention, rows_out);
+        // Whether it came to its end or not, rings may have gone round.
+        self.least_kept = self.least_kept.max(self.last().least_kept(needed)).max(plan.schedule.least_kept());
+        if outcome.is_err() {
+            self.truncate(self.tokens.len());
+        }
+        let outcome = outcome?;
         self.tokens.truncate(self.len);
         self.tokens.extend(tokens);
         self.len = needed;
@@ -272,16 +324,17 @@ impl Session {
     }
 
     fn plan(&self, len: usize, options: &Options) -> Result<Plan> {
-        let n_layers = self.engine.config().n_layers;
+        let (n_layers, windows) = (self.engine.config().n_layers, self.engine.config().windows());
         let n = self.nodes.len();
         if options.mode == Mode::Single || n == 1 {
             if options.split != Split::Even {
                 options.split.lengths(self.len, len, 1)?;
             }
-            return Ok(Plan { schedule: Schedule::single(self.len, len, n_layers), mode: Mode::Single, note: None });
+            let schedule = Schedule::single(self.len, len, n_layers).windowed(&windows);
+            return Ok(Plan { schedule, mode: Mode::Single, note: None });
         }
         let lengths = options.split.lengths(self.len, len, options.mode.n_pieces(n))?;
-        let schedule = options.mode.schedule(self.len, &lengths, n_layers);
+        let schedule = options.mode.schedule(self.len, &lengths, n_layers).windowed(&windows);
         let used = schedule.n_adapters();
         let granules = lengths.len();
         let note = (used < n).then(|| format!("{len} tokens are {granules} granules: {used} of {n} adapters used"));
@@ -294,10 +347,12 @@ impl Session {
         if !schedule.reads_past() {
             return Ok(Retention::Transit);
         }
-        let missing = Piece::new(self.record.n_tokens(), schedule.past);
-        if !missing.is_empty() {
-            let wait = Wait::new(&self.cancel);
-            for layer in 0..self.engine.config().n_layers {
+        let wait = Wait::new(&self.cancel);
+        for layer in schedule.layers.clone() {
+            let read = schedule.past_read(layer);
+            self.record.forget_before(layer, read.start);
+            let missing = Piece::new(self.record.end(layer, read.start).min(read.end), read.end);
+            if !missing.is_empty() {
                 let bytes = self.last().read_rows(layer, missing, &wait)?;
                 self.record.keep(layer, Arc::new(Block::new(missing, bytes)));
             }

@@ -223,7 +223,7 @@ impl Kernels for Cpu {
     }
 
     fn key_tile(&self) -> usize {
-        1
+        attention::KEY_BLOCK
     }
 
     fn decode_splits(&self) -> usize {

@@ -97,6 +97,7 @@ impl<K: Kernels> Model<K> {
                 angles: angles.map_or(&self.no_angles, |(_, angles)| angles),
                 k: cache.k(layer),
                 v: cache.v(layer),
+                ring: self.config.layers[layer].window.is_some(),
                 rows,
                 position: piece.start,
                 dims: self.dims,

@@ -1,19 +1,20 @@
 //! What a model will take on a device, counted before anything is uploaded.
 
 use crate::config::ModelConfig;
-use crate::dims::round_up;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, MAX_ROWS_AT_ONCE};
 use crate::model::scratch::{HEAD_ROWS, sizes};
-use crate::model::{Model, Slots};
+use crate::model::{CacheSize, Model, Slots};
 
-/// Bytes of a cache.
-pub fn cache_bytes<K: Kernels>(model: &Model<K>, tokens: usize, kv: KvDtype, slots: Slots) -> u64 {
-    let c = &model.config;
-    let row = (c.kv_width() * kv.scalar().bytes()) as u64;
-    2 * slots.count(c.n_layers) as u64 * round_up(tokens, model.kernels.key_tile()) as u64 * row
+/// Bytes of a cache on a device with tiles of `key_tile` keys.
+pub fn cache_bytes(config: &ModelConfig, size: CacheSize, kv: KvDtype, key_tile: usize) -> u64 {
+    let row = (config.kv_width() * kv.scalar().bytes()) as u64;
+    size.rows(config.n_layers, &config.windows(), key_tile).into_iter().map(|rows| 2 * rows as u64 * row).sum()
 }
+
+/// Tokens by which a conversation can be cut back in place where a model has windows: an answer and the question before it, or a few.
+pub const TAKE_BACK: usize = 1024;
 
 /// Bytes of the activations of a share of `rows` tokens.
 pub fn scratch_bytes<K: Kernels>(model: &Model<K>, rows: usize) -> u64 {
@@ -47,13 +48,15 @@ pub struct Estimate<'a> {
 }
 
 impl Estimate<'_> {
-    /// Bytes for a share of `rows` tokens.
-    pub fn bytes(&self, rows: usize, slots: Slots) -> u64 {
+    /// Bytes for a share of `rows` tokens that reaches over `span` positions. The adapter that keeps all layers can be cut back by
+    /// [`TAKE_BACK`] tokens, where nobody asked for another number.
+    pub fn bytes(&self, rows: usize, span: usize, slots: Slots) -> u64 {
         let c = self.config;
-        let cache = 2 * slots.count(c.n_layers) * self.context * c.kv_width() * self.kv.scalar().bytes();
+        let beside = if slots == Slots::All { span.max(TAKE_BACK) } else { span };
+        let cache = cache_bytes(c, CacheSize { tokens: self.context, slots, beside }, self.kv, 1);
         // Activations are f32 on the lowest tier: residual, normed rows, QKV, attention; then the tiled MLP and head.
         let row = 2 * c.hidden + c.qkv_width() + c.q_width();
         let tiled = rows.min(MAX_ROWS_AT_ONCE) * c.ffn + rows.min(HEAD_ROWS) * c.vocab;
-        self.weights_bytes + cache as u64 + Scalar::F32.bytes() as u64 * (rows * row + tiled) as u64
+        self.weights_bytes + cache + Scalar::F32.bytes() as u64 * (rows * row + tiled) as u64
     }
 }

@@ -34,6 +34,16 @@ pub struct Task<'a> {
     pub refuses: &'a dyn Fn(usize, bool) -> Option<String>,
 }
 
+impl Task<'_> {
+    fn single(&self, past: usize, len: usize) -> Schedule {
+        Schedule::single(past, len, self.n_layers).windowed(&self.costs.windows)
+    }
+
+    fn chain(&self, past: usize, lengths: &[usize]) -> Schedule {
+        Schedule::runahead(past, lengths, self.n_layers).windowed(&self.costs.windows)
+    }
+}
+
 /// What was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
@@ -100,7 +110,7 @@ fn singles<'a>(task: &Task<'a>) -> Result<(Choice, &'a str)> {
         if (task.refuses)(i, true).is_some() {
             continue;
         }
-        let forecast = simulate(&Schedule::single(task.past, task.len, task.n_layers), &task.costs.pick(&[i]))?;
+        let forecast = simulate(&task.single(task.past, task.len), &task.costs.pick(&[i]))?;
         if best.as_ref().is_none_or(|b| forecast.ttft_s < b.forecast.ttft_s) {
             best = Some(choice(Mode::Single, vec![i], vec![task.len], forecast));
         }
@@ -125,7 +135,7 @@ fn best_chain(task: &Task<'_>, refusal: &[Option<String>]) -> Result<Option<Choi
     let Some(last) = fastest_decoder(task, &usable) else { return Ok(None) };
     usable.retain(|&i| i != last);
     // The fastest first: where not all orders are tried, this is the one.
-    let alone = |i: usize| task.costs.adapters[i].layer_s(task.past as f64, task.len as f64);
+    let alone = |i: usize| task.costs.layer_s(i, task.past as f64, task.len as f64);
     usable.sort_by(|&a, &b| alone(a).total_cmp(&alone(b)));
     let fronts = if usable.len() <= ALL_ORDERS {
         orders(&usable)
@@ -152,7 +162,7 @@ fn chain(task: &Task<'_>, order: &[usize]) -> Result<Choice> {
         Some(lengths) => lengths,
         None => search_simulated(Mode::Runahead, &costs, task.past, task.len, task.n_layers)?.lengths,
     };
-    let forecast = simulate(&Schedule::runahead(task.past, &lengths, task.n_layers), &costs)?;
+    let forecast = simulate(&task.chain(task.past, &lengths), &costs)?;
     Ok(choice(Mode::Runahead, order.to_vec(), lengths, forecast))
 }
 
@@ -166,10 +176,10 @@ fn corrections(task: &Task<'_>) -> Result<(f64, f64)> {
     let (Some((chain_ms, single_ms)), Some(lengths)) = (table.measured_ms(len), table.predict(0, len)) else {
         return none;
     };
-    let chain = simulate(&Schedule::runahead(0, &lengths, task.n_layers), &table.costs)?.ttft_s;
+    let chain = simulate(&task.chain(0, &lengths), &table.costs)?.ttft_s;
     let mut single = f64::INFINITY;
     for i in 0..table.costs.adapters.len() {
-        let alone = simulate(&Schedule::single(0, len, task.n_layers), &table.costs.pick(&[i]))?;
+        let alone = simulate(&task.single(0, len), &table.costs.pick(&[i]))?;
         single = single.min(alone.ttft_s);
     }
     let ratio = |ms: f64, s: f64| if s > 0.0 { ms / 1e3 / s } else { 1.0 };
@@ -181,7 +191,7 @@ fn fastest_decoder(task: &Task<'_>, among: &[usize]) -> Option<usize> {
     let known = among.iter().all(|&i| task.costs.adapters[i].decode_s.is_some());
     let time = |i: usize| {
         let a = &task.costs.adapters[i];
-        a.decode_s.filter(|_| known).unwrap_or_else(|| a.layer_s(task.past as f64, task.len as f64))
+        a.decode_s.filter(|_| known).unwrap_or_else(|| task.costs.layer_s(i, task.past as f64, task.len as f64))
     };
     // Of equals the last one, so that the order in which adapters are named counts.
     let able = among.iter().copied().filter(|&i| (task.refuses)(i, true).is_none());

@@ -32,21 +32,13 @@ impl Block {
         Self { rows, bytes, home: None }
     }
 
-    /// The K rows.
-    pub fn k(&self) -> &[u8] {
-        &self.bytes[..self.bytes.len() / 2]
-    }
-
-    /// The V rows.
-    pub fn v(&self) -> &[u8] {
-        &self.bytes[self.bytes.len() / 2..]
-    }
-
-    /// A copy of the first `n` rows.
-    fn front(&self, n: usize) -> Self {
-        let bytes = self.k().len() / self.rows.len() * n;
-        let rows = Piece::new(self.rows.start, self.rows.start + n);
-        Self::new(rows, [&self.k()[..bytes], &self.v()[..bytes]].concat())
+    /// K rows and V rows of those positions of `rows` that it holds, and which these are.
+    pub fn part(&self, rows: Piece) -> (Piece, &[u8], &[u8]) {
+        let start = rows.start.clamp(self.rows.start, self.rows.end);
+        let end = rows.end.clamp(start, self.rows.end);
+        let (k, v) = self.bytes.split_at(self.bytes.len() / 2);
+        let at = |position: usize| k.len() / self.rows.len().max(1) * (position - self.rows.start);
+        (Piece::new(start, end), &k[at(start)..at(end)], &v[at(start)..at(end)])
     }
 
     /// K rows and V rows, to be filled.
@@ -107,17 +99,20 @@ impl Record {
         for blocks in &mut self.layers {
             blocks.retain(|b| b.rows.start < n_tokens);
             for block in blocks.iter_mut().filter(|b| b.rows.end > n_tokens) {
-                *block = Arc::new(block.front(n_tokens - block.rows.start));
+                let (rows, k, v) = block.part(Piece::new(0, n_tokens));
+                *block = Arc::new(Block::new(rows, [k, v].concat()));
             }
         }
     }
 
-    /// Tokens from position 0 on whose rows are there in every layer without a gap.
-    pub fn n_tokens(&self) -> usize {
-        let end = |blocks: &Vec<Arc<Block>>| {
-            blocks.iter().fold(0, |end, b| if b.rows.start <= end { end.max(b.rows.end) } else { end })
-        };
-        self.layers.iter().map(end).min().unwrap_or(0)
+    /// Up to which position the rows of a layer from `start` on are there without a gap.
+    pub fn end(&self, layer: usize, start: usize) -> usize {
+        self.layers[layer].iter().fold(start, |end, b| if b.rows.start <= end { end.max(b.rows.end) } else { end })
+    }
+
+    /// Lets go of the blocks of a layer that end before `start`.
+    pub fn forget_before(&mut self, layer: usize, start: usize) {
+        self.layers[layer].retain(|b| b.rows.end > start);
     }
 }
 
@@ -172,12 +167,14 @@ impl Board {
         retention: Retention,
         record: Record,
     ) -> Result<(Self, Vec<flume::Receiver<Arrival>>)> {
-        if schedule.reads_past() && record.n_tokens() < schedule.past {
-            return Err(Error::Partition(format!(
-                "the record holds {} of {} earlier tokens",
-                record.n_tokens(),
-                schedule.past
-            )));
+        for layer in schedule.layers.clone().filter(|_| schedule.reads_past()) {
+            let end = record.end(layer, schedule.past_read(layer).start);
+            if end < schedule.past {
+                let past = schedule.past;
+                return Err(Error::Partition(format!(
+                    "the record holds {end} of {past} earlier tokens of layer {layer}"
+                )));
+            }
         }
         let hops = (0..schedule.n_adapters()).map(|i| schedule.sends(i).into_iter().map(Hop::new).collect()).collect();
         // Unread blocks are bounded by the free lists, or are all that there will ever be.
@@ -192,21 +189,24 @@ impl Board {
 
     /// Host bytes that a prefill will hold on the board at most.
     pub fn bytes(schedule: &Schedule, row_bytes: usize, retention: Retention) -> u64 {
-        let layers = match retention {
-            Retention::Transit => TRANSIT_SLOTS.min(schedule.layers.len()),
-            Retention::Record => schedule.layers.len(),
+        let sent = (0..schedule.n_adapters()).flat_map(|i| schedule.sends(i).into_iter().map(move |(p, _)| (i, p)));
+        let rows = |(i, p)| {
+            let rows = schedule.layers.clone().map(|layer| schedule.rows_sent(i, p, layer).len());
+            match retention {
+                // A block is as large as the largest that it has been.
+                Retention::Transit => TRANSIT_SLOTS.min(schedule.layers.len()) * rows.max().unwrap_or(0),
+                Retention::Record => rows.sum(),
+            }
         };
-        let sent = (0..schedule.n_adapters()).flat_map(|i| schedule.sends(i));
-        let rows: usize = sent.map(|(p, _)| schedule.pieces[p].len()).sum();
-        2 * (layers * rows * row_bytes) as u64
+        2 * (sent.map(rows).sum::<usize>() * row_bytes) as u64
     }
 
-    /// A block for one layer of `piece` from adapter `from`; waits for a free one.
+    /// A block for what adapter `from` sends of `piece` in a layer ([`Schedule::rows_sent`]); waits for a free one.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::Timeout`] where no reader gave one back, [`Error::Partition`] for a piece that the adapter does not send.
-    pub fn reserve(&self, from: usize, piece: usize, wait: &Wait) -> Result<Block> {
-        let rows = self.schedule.pieces[piece];
+    pub fn reserve(&self, from: usize, layer: usize, piece: usize, wait: &Wait) -> Result<Block> {
+        let rows = self.schedule.rows_sent(from, piece, layer);
         let len = 2 * rows.len() * self.row_bytes;
         if self.retention == Retention::Record {
             return Ok(Block::new(rows, vec![0; len]));

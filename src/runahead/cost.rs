@@ -139,9 +139,9 @@ pub struct AdapterCost {
 }
 
 impl AdapterCost {
-    /// Seconds of a layer for `n` tokens behind `prefix` others, everything at hand.
-    pub fn layer_s(&self, prefix: f64, n: f64) -> f64 {
-        self.qkv.at(n) + self.rest.at(n) + self.score_s * n * (prefix + (n + 1.0) / 2.0)
+    /// Seconds of a layer for `n` tokens with so many scores, everything at hand.
+    pub fn layer_s(&self, n: f64, scores: f64) -> f64 {
+        self.qkv.at(n) + self.rest.at(n) + self.score_s * scores
     }
 
     fn fault(&self) -> Option<String> {
@@ -160,6 +160,9 @@ pub struct CostModel {
     pub adapters: Vec<AdapterCost>,
     /// Bytes of one token's K and V rows in one layer.
     pub kv_bytes: f64,
+    /// Per layer of the model: the keys that a row sees at most. Empty: all keys in all layers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<Option<usize>>,
     /// Bytes per second that host memory carries for all adapters together; `None`: as many as they bring.
     pub hub: Option<f64>,
 }
@@ -183,10 +186,26 @@ impl CostModel {
         }
     }
 
+    /// Seconds of a layer on an adapter for `n` tokens behind `prefix` others, everything at hand; the mean over the model's layers.
+    pub fn layer_s(&self, adapter: usize, prefix: f64, n: f64) -> f64 {
+        self.adapters[adapter].layer_s(n, mean_scores(&self.windows, prefix, n))
+    }
+
     /// The costs of these adapters alone, in this order.
     pub fn pick(&self, order: &[usize]) -> Self {
         Self { adapters: order.iter().map(|&i| self.adapters[i].clone()).collect(), ..self.clone() }
     }
+}
+
+/// Scores of `n` tokens behind `prefix` others in a layer, the mean over layers with these windows.
+pub fn mean_scores(windows: &[Option<usize>], prefix: f64, n: f64) -> f64 {
+    let all = n * (prefix + (n + 1.0) / 2.0);
+    let scores = |window: &Option<usize>| {
+        let Some(window) = window.map(|w| w as f64) else { return all };
+        let growing = (window - prefix).clamp(0.0, n);
+        growing * (prefix + (growing + 1.0) / 2.0) + (n - growing) * window
+    };
+    if windows.is_empty() { all } else { windows.iter().map(scores).sum::<f64>() / windows.len() as f64 }
 }
 
 #[cfg(test)]

@@ -17,8 +17,7 @@ pub struct Export<K: Kernels> {
     pub piece: usize,
     /// K and V together.
     pub bytes: u64,
-    k: K::Download,
-    v: K::Download,
+    copies: Vec<[K::Download; 2]>,
 }
 
 /// Where rows go, and what is to be said of them.
@@ -45,11 +44,9 @@ pub fn export<K: Kernels>(
     piece: usize,
     rows: Piece,
 ) -> Result<Export<K>> {
-    let range = rows.start * cache.width()..rows.end * cache.width();
-    let k = kernels.download(rec, cache.k(layer), range.clone())?;
-    let v = kernels.download(rec, cache.v(layer), range)?;
+    let copies = cache.download(kernels, rec, layer, rows)?;
     let bytes = 2 * (rows.len() * cache.row_bytes()) as u64;
-    Ok(Export { piece, bytes, k, v })
+    Ok(Export { piece, bytes, copies })
 }
 
 /// Waits for the rows, copies them to the board and tells the readers.
@@ -63,22 +60,27 @@ pub fn publish<K: Kernels>(
     to: &Address<'_>,
     wait: &Wait,
 ) -> Result<()> {
-    let mut block = to.board.reserve(to.from, export.piece, wait)?;
+    let mut block = to.board.reserve(to.from, to.layer, export.piece, wait)?;
     let (k, v) = block.halves_mut();
-    kernels.collect(export.k, after, wait, &mut |bytes| k.copy_from_slice(bytes))?;
-    kernels.collect(export.v, after, wait, &mut |bytes| v.copy_from_slice(bytes))?;
+    let mut at = 0;
+    for [of_k, of_v] in export.copies {
+        let start = at;
+        kernels.collect(of_k, after, wait, &mut |bytes| {
+            at = start + bytes.len();
+            k[start..at].copy_from_slice(bytes);
+        })?;
+        kernels.collect(of_v, after, wait, &mut |bytes| v[start..start + bytes.len()].copy_from_slice(bytes))?;
+    }
     to.board.publish(to.from, to.layer, export.piece, block, to.sent, wait)
 }
 
-/// Copies a block's rows into the cache. Returns the bytes fetched.
-///
-/// All rows, also those that no window of this prefill reaches: a session that is cut back later needs them.
+/// Copies those of a block's rows into the cache that are among `rows`: in a ring, older ones would take the place of rows that are needed. Returns the
+/// bytes fetched.
 ///
 /// # Errors
 /// The device's.
-pub fn import<K: Kernels>(kernels: &K, cache: &KvCache<K>, layer: usize, block: &Block) -> Result<u64> {
-    let at = block.rows.start * cache.width();
-    kernels.write(cache.k(layer), at, block.k())?;
-    kernels.write(cache.v(layer), at, block.v())?;
-    Ok((block.k().len() + block.v().len()) as u64)
+pub fn import<K: Kernels>(kernels: &K, cache: &KvCache<K>, layer: usize, block: &Block, rows: Piece) -> Result<u64> {
+    let (rows, k, v) = block.part(rows);
+    cache.write(kernels, layer, rows, k, v)?;
+    Ok((k.len() + v.len()) as u64)
 }

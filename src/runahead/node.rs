@@ -7,7 +7,7 @@ use crate::dims::Piece;
 use crate::dtype::KvDtype;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
-use crate::model::{KvCache, Model, Scratch, Slots, memory};
+use crate::model::{CacheSize, KvCache, Model, Scratch, Slots, memory};
 use crate::runahead::worker::{self, Output, ShareJob, ShareLog, Want};
 
 /// An adapter with a loaded model; opens any number of sessions.
@@ -15,7 +15,7 @@ pub trait Adapter: Send + Sync {
     /// The adapter's name.
     fn name(&self) -> &str;
 
-    /// A node with an empty cache.
+    /// A node with an empty cache. Layers with a window have room for the window alone; see [`Node::make_room`].
     ///
     /// # Errors
     /// [`Error::Memory`] where cache and activations do not fit.
@@ -29,6 +29,19 @@ pub trait Node: Send + Sync {
 
     /// Bytes of one token's K row in one layer.
     fn row_bytes(&self) -> usize;
+
+    /// Gives layers with a window room for `beside` rows beside it: a share over so many positions. Of what stands in their caches, what
+    /// conversations of `kept.start ..= kept.end` tokens need to go on is kept.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], the device's; the cache stays as it was.
+    fn make_room(&mut self, beside: usize, kept: Piece, wait: &Wait) -> Result<()>;
+
+    /// See [`KvCache::least_kept`].
+    fn least_kept(&self, end: usize) -> usize;
+
+    /// Bytes of the cache.
+    fn cache_bytes(&self) -> u64;
 
     /// Allocates what a share of `rows` tokens needs, so that the run itself cannot fail for it. Comes before each run.
     ///
@@ -80,8 +93,10 @@ impl<K: Kernels> Adapter for Loaded<K> {
         if tokens > model.context() {
             return Err(Error::ContextFull { needed: tokens, context: model.context() });
         }
-        memory::check(&**model.kernels(), "cache", memory::cache_bytes(&model, tokens, kv, slots))?;
-        let cache = model.cache(tokens, kv, slots)?;
+        let size = CacheSize { tokens, slots, beside: 0 };
+        let bytes = memory::cache_bytes(model.config(), size, kv, model.kernels().key_tile());
+        memory::check(&**model.kernels(), "cache", bytes)?;
+        let cache = model.cache(size, kv)?;
         let scratch = model.scratch(1)?;
         Ok(Box::new(DeviceNode { name: self.name.clone(), model, cache, scratch, ahead: None, abandoned: None }))
     }
@@ -131,6 +146,11 @@ impl<K: Kernels> DeviceNode<K> {
         Ok(Step { position, token, want, download, point })
     }
 
+    /// Bytes of a cache of this size.
+    fn bytes_of(&self, size: CacheSize) -> u64 {
+        memory::cache_bytes(self.model.config(), size, self.cache.dtype(), self.model.kernels().key_tile())
+    }
+
     /// What the device has begun to do ahead is not wanted any more.
     fn abandon(&mut self) {
         if let Some(step) = self.ahead.take() {
@@ -146,6 +166,36 @@ impl<K: Kernels> Node for DeviceNode<K> {
 
     fn row_bytes(&self) -> usize {
         self.cache.row_bytes()
+    }
+
+    fn make_room(&mut self, beside: usize, kept: Piece, wait: &Wait) -> Result<()> {
+        let (kernels, size) = (self.model.kernels(), self.cache.size());
+        if beside <= size.beside {
+            return Ok(());
+        }
+        // Both are there while rows are copied.
+        let unchanged = self.cache.bytes_shared(CacheSize { beside, ..size }, kernels.key_tile());
+        memory::check(&**kernels, "cache", self.bytes_of(CacheSize { beside, ..size }) - unchanged)?;
+        let grown = self.cache.with_room(&**kernels, beside)?;
+        for (layer, kind) in self.model.config().layers.iter().enumerate() {
+            let Some(window) = kind.window.filter(|_| grown.rows(layer) > self.cache.rows(layer)) else { continue };
+            let rows = Piece::new((kept.start + 1).saturating_sub(window).min(kept.end), kept.end);
+            if !rows.is_empty() {
+                let bytes = self.read_rows(layer, rows, wait)?;
+                let (k, v) = bytes.split_at(bytes.len() / 2);
+                grown.write(&**kernels, layer, rows, k, v)?;
+            }
+        }
+        self.cache = grown;
+        Ok(())
+    }
+
+    fn least_kept(&self, end: usize) -> usize {
+        self.cache.least_kept(end)
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.bytes_of(self.cache.size())
     }
 
     fn prepare(&mut self, rows: usize) -> Result<()> {
@@ -166,8 +216,9 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn decode(&mut self, token: u32, position: usize, want: Want, more: bool, wait: &Wait) -> Result<Output> {
-        if position >= self.cache.tokens() {
-            return Err(Error::ContextFull { needed: position + 1, context: self.cache.tokens() });
+        let context = self.cache.size().tokens;
+        if position >= context {
+            return Err(Error::ContextFull { needed: position + 1, context });
         }
         let begun = self.ahead.take_if(|a| (a.position, a.token, a.want) == (position, Some(token), want));
         self.abandon();
@@ -177,7 +228,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
         };
         // A token that is chosen on the device can be used there at once: the host prepares the next step while this one runs.
         let ahead = more && want == Want::Token && self.model.kernels().works_beside_host();
-        if ahead && position + 1 < self.cache.tokens() {
+        if ahead && position + 1 < context {
             self.ahead = Some(self.step(None, position + 1, want, wait)?);
         }
         let output = worker::collect_row(&**self.model.kernels(), step.download, &step.point, wait, want)?;
@@ -189,29 +240,30 @@ impl<K: Kernels> Node for DeviceNode<K> {
 
     fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
         let kernels = self.model.kernels();
-        let range = rows.start * self.cache.width()..rows.end * self.cache.width();
         let mut rec = kernels.begin();
-        let k = kernels.download(&mut rec, self.cache.k(layer), range.clone())?;
-        let v = kernels.download(&mut rec, self.cache.v(layer), range)?;
+        let copies = self.cache.download(&**kernels, &mut rec, layer, rows)?;
         let point = kernels.submit(rec, wait)?;
-        let mut bytes = Vec::with_capacity(2 * rows.len() * self.cache.row_bytes());
-        kernels.collect(k, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
-        kernels.collect(v, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
+        let half = rows.len() * self.cache.row_bytes();
+        let (mut bytes, mut v) = (Vec::with_capacity(2 * half), Vec::with_capacity(half));
+        for [of_k, of_v] in copies {
+            kernels.collect(of_k, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
+            kernels.collect(of_v, &point, wait, &mut |b| v.extend_from_slice(b))?;
+        }
+        bytes.append(&mut v);
         Ok(bytes)
     }
 
     fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
         self.abandon();
-        if rows.end > self.cache.tokens() {
-            return Err(Error::ContextFull { needed: rows.end, context: self.cache.tokens() });
+        let context = self.cache.size().tokens;
+        if rows.end > context {
+            return Err(Error::ContextFull { needed: rows.end, context });
         }
         if bytes.len() != 2 * rows.len() * self.cache.row_bytes() {
             let reason = format!("{} bytes for {} rows of K and V", bytes.len(), rows.len());
             return Err(Error::Adapter { adapter: self.name.clone(), reason });
         }
-        let (at, half) = (rows.start * self.cache.width(), bytes.len() / 2);
-        let kernels = self.model.kernels();
-        kernels.write(self.cache.k(layer), at, &bytes[..half])?;
-        kernels.write(self.cache.v(layer), at, &bytes[half..])
+        let (k, v) = bytes.split_at(bytes.len() / 2);
+        self.cache.write(&**self.model.kernels(), layer, rows, k, v)
     }
 }

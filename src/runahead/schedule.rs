@@ -126,6 +126,8 @@ pub struct Schedule {
     pub holds_past: Vec<bool>,
     /// The layers to run.
     pub layers: Range<usize>,
+    /// Per layer: the keys that a row sees at most, itself among them. Layers beyond the list have no window.
+    pub windows: Vec<Option<usize>>,
 }
 
 /// Consecutive pieces of these lengths behind `past` tokens.
@@ -152,6 +154,7 @@ impl Schedule {
             past,
             holds_past: (0..n).map(|i| i + 1 == n).collect(),
             layers: 0..n_layers,
+            windows: Vec::new(),
         }
     }
 
@@ -181,8 +184,8 @@ impl Schedule {
         };
         let share: Vec<Vec<usize>> = (0..n).map(pair).collect();
         let holds_past = (0..n).map(|i| i + 1 == n).collect();
-        let needs = vec![Vec::new(); n];
-        Self { pieces, share, needs, route: Route::Board, mask: Mask::Causal, past, holds_past, layers: 0..n_layers }
+        let (needs, layers, windows) = (vec![Vec::new(); n], 0..n_layers, Vec::new());
+        Self { pieces, share, needs, route: Route::Board, mask: Mask::Causal, past, holds_past, layers, windows }
             .gathering()
     }
 
@@ -196,6 +199,11 @@ impl Schedule {
     /// One adapter does it all.
     pub fn single(past: usize, len: usize, n_layers: usize) -> Self {
         Self::runahead(past, &[len], n_layers)
+    }
+
+    /// The same for a model with these windows ([`Schedule::windows`]): rows that no window of their readers reaches are not handed on.
+    pub fn windowed(self, windows: &[Option<usize>]) -> Self {
+        Self { windows: windows.to_vec(), ..self }
     }
 
     /// Number of adapters that take part.
@@ -228,15 +236,87 @@ impl Schedule {
         }
     }
 
-    /// Scores that `adapter` computes in a layer: pairs of a query and a key.
-    pub fn n_scores(&self, adapter: usize) -> u64 {
-        let end = self.past + self.n_tokens();
-        let of = |piece: Piece| match self.mask {
-            Mask::Causal => piece.start * piece.len() + piece.len() * (piece.len() + 1) / 2,
-            Mask::BlockThenMask => piece.len() * piece.end,
-            Mask::DenseThenMask => piece.len() * end,
+    /// The keys that a row of a layer sees at most.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
+    }
+
+    /// The first key that the row at `position` sees in a layer.
+    fn first_key(&self, layer: usize, position: usize) -> usize {
+        self.window(layer).map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// The rows of another's `piece` that `adapter` takes in a layer: the end of it that the windows of its own later pieces reach. Without a window
+    /// all rows, those of later pieces too, which [`Mask::DenseThenMask`] computes with.
+    pub fn rows_taken(&self, adapter: usize, piece: usize, layer: usize) -> Piece {
+        let all = self.pieces[piece];
+        if self.window(layer).is_none() {
+            return all;
+        }
+        // Of all own pieces behind it, the next one sees the most of it.
+        let next = self.share[adapter].iter().filter(|&&own| own > piece).min();
+        let first = next.map_or(all.end, |&own| self.first_key(layer, self.pieces[own].start));
+        Piece::new(first.clamp(all.start, all.end), all.end)
+    }
+
+    /// The rows of `piece` that `adapter` hands on in a layer: what its readers take.
+    pub fn rows_sent(&self, adapter: usize, piece: usize, layer: usize) -> Piece {
+        let end = self.pieces[piece].end;
+        let first = |reader| self.rows_taken(reader, piece, layer).start;
+        let start = match self.route {
+            Route::Board => self.readers(piece).map(first).min(),
+            // Whoever comes after the neighbour sees less of it.
+            Route::Relay => Some(adapter + 1).filter(|&next| next < self.n_adapters()).map(first),
         };
-        self.share[adapter].iter().map(|&p| of(self.pieces[p]) as u64).sum()
+        Piece::new(start.unwrap_or(end), end)
+    }
+
+    /// The rows of earlier turns that `adapter` takes from the record in a layer.
+    pub fn past_taken(&self, adapter: usize, layer: usize) -> Piece {
+        let first = self.share[adapter].iter().map(|&p| self.pieces[p].start).min();
+        let first = first.filter(|_| !self.holds_past[adapter]).map(|start| self.first_key(layer, start));
+        Piece::new(first.unwrap_or(self.past).min(self.past), self.past)
+    }
+
+    /// The rows of earlier turns that the record must hold in a layer.
+    pub fn past_read(&self, layer: usize) -> Piece {
+        let start = (0..self.n_adapters()).map(|i| self.past_taken(i, layer).start).min();
+        Piece::new(start.unwrap_or(self.past), self.past)
+    }
+
+    /// Positions from the first to the last token that `adapter` computes, others' between them.
+    pub fn span(&self, adapter: usize) -> usize {
+        let pieces = || self.share[adapter].iter().map(|&p| self.pieces[p]);
+        let (start, end) = (pieces().map(|p| p.start).min(), pieces().map(|p| p.end).max());
+        end.zip(start).map_or(0, |(end, start)| end - start)
+    }
+
+    /// The fewest tokens, beside none, to which the last adapter's cache can be cut back after this prefill if it could hold every row: where its
+    /// windows left out rows before its last piece, those are missing.
+    pub fn least_kept(&self) -> usize {
+        let Some(&Piece { start, .. }) = self.pieces.last() else { return 0 };
+        let left_out = self.layers.clone().any(|layer| self.first_key(layer, start) > self.past);
+        if left_out { start } else { 0 }
+    }
+
+    /// Scores that `adapter` computes in a layer: pairs of a query and a key.
+    pub fn n_scores(&self, adapter: usize, layer: usize) -> u64 {
+        let end = self.past + self.n_tokens();
+        let window = self.window(layer);
+        let of = |piece: Piece| {
+            // Every row sees itself and what stands before it; then rows that see a whole window, whatever stands before them.
+            let growing = window.map_or(piece.len(), |w| w.saturating_sub(piece.start).min(piece.len()));
+            let seen = growing * piece.start
+                + growing * (growing + 1) / 2
+                + (piece.len() - growing) * window.unwrap_or_default();
+            let in_vain = match self.mask {
+                Mask::Causal => 0,
+                Mask::BlockThenMask => piece.len() * (piece.len() - 1) / 2,
+                Mask::DenseThenMask => piece.len() * (end - piece.end) + piece.len() * (piece.len() - 1) / 2,
+            };
+            (seen + in_vain) as u64
+        };
+        self.share[adapter].iter().map(|&p| of(self.pieces[p])).sum()
     }
 
     /// The adapters that read `piece`.

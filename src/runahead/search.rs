@@ -82,7 +82,9 @@ pub fn search_simulated(mode: Mode, costs: &CostModel, past: usize, len: usize, 
     let used = n_pieces.min(n_granules(past, len));
     let last: Vec<usize> = (costs.adapters.len() - used.min(costs.adapters.len())..costs.adapters.len()).collect();
     let costs = costs.pick(&last);
-    let mut objective = |lengths: &[usize]| Ok(simulate(&mode.schedule(past, lengths, n_layers), &costs)?.ttft_s);
+    let mut objective = |lengths: &[usize]| {
+        Ok(simulate(&mode.schedule(past, lengths, n_layers).windowed(&costs.windows), &costs)?.ttft_s)
+    };
     search(&problem, &Cancel::new(), &mut objective, &mut |_| {})
 }
 
@@ -92,14 +94,14 @@ pub fn balanced(costs: &CostModel, past: usize, len: usize) -> Vec<f64> {
     // Tokens that fit into `seconds` a layer, adapter by adapter.
     let fill = |seconds: f64| -> Vec<f64> {
         let mut prefix = past as f64;
-        let fit = |adapter: &crate::runahead::cost::AdapterCost| {
-            let n = largest(len, |n| adapter.layer_s(prefix, n) <= seconds);
+        let fit = |adapter: usize| {
+            let n = largest(len, |n| costs.layer_s(adapter, prefix, n) <= seconds);
             prefix += n;
             n
         };
-        costs.adapters.iter().map(fit).collect()
+        (0..costs.adapters.len()).map(fit).collect()
     };
-    let most = costs.adapters.iter().map(|a| a.layer_s(past as f64, len)).fold(0.0, f64::max);
+    let most = (0..costs.adapters.len()).map(|i| costs.layer_s(i, past as f64, len)).fold(0.0, f64::max);
     let too_short = |seconds: f64| fill(seconds).iter().sum::<f64>() < len;
     let tokens = fill(largest(most, too_short) * (1.0 + 1e-9));
     // An adapter for which nothing is left still counts as one that takes part.

@@ -10,6 +10,7 @@
 //! Knows no mode: whom an adapter waits for is in the schedule. Not in it: the board's bounded number of blocks, which holds back only an adapter
 //! that is several layers ahead of its slowest reader. Pure.
 
+use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::runahead::cost::{AdapterCost, CostModel, Lane};
 use crate::runahead::schedule::{Route, Schedule};
@@ -73,11 +74,8 @@ pub fn simulate(schedule: &Schedule, costs: &CostModel) -> Result<Forecast> {
 struct State<'a> {
     costs: &'a AdapterCost,
     rows: f64,
-    scores: f64,
     /// Pieces that it hands on.
     sends: Vec<usize>,
-    /// Rows of the past that it reads from the record in each layer.
-    past_rows: f64,
     /// Copies of arriving rows that the device has to make before the present layer's attention.
     copies: f64,
     end: f64,
@@ -103,9 +101,7 @@ impl<'a> Run<'a> {
         let state = |(i, costs): (usize, &'a AdapterCost)| State {
             costs,
             rows: schedule.n_rows(i) as f64,
-            scores: schedule.n_scores(i) as f64,
             sends: schedule.sends(i).into_iter().map(|(p, _)| p).collect(),
-            past_rows: if schedule.holds_past[i] { 0.0 } else { schedule.past as f64 },
             copies: 0.0,
             end: 0.0,
             own: 0.0,
@@ -136,13 +132,16 @@ impl<'a> Run<'a> {
         // By relay, what an adapter hands on has come from the one before it.
         for i in 0..n {
             let makes_token = i + 1 == n;
-            let got = if is_last_layer && !makes_token && !relays { 0.0 } else { self.receive(i, layer) };
+            // Of the last layer, only those take rows who make the token or hand others' rows on.
+            let own = |piece: &usize| self.schedule.share[i].contains(piece);
+            let takes = !is_last_layer || makes_token || !self.states[i].sends.iter().all(own);
+            let got = if takes { self.receive(i, layer) } else { 0.0 };
             if relays {
                 self.pass_on(i, layer, got);
             }
             match (is_last_layer, makes_token) {
-                (false, _) => self.attend(i, got),
-                (true, true) => self.last_row(i, got),
+                (false, _) => self.attend(i, layer, got),
+                (true, true) => self.last_row(i, layer, got),
                 (true, false) => self.end_layer(i, 0.0, 0.0),
             }
         }
@@ -159,7 +158,7 @@ impl<'a> Run<'a> {
     fn publish(&mut self, i: usize, layer: usize) {
         let sends = std::mem::take(&mut self.states[i].sends);
         for &piece in &sends {
-            let bytes = self.bytes(piece);
+            let bytes = self.bytes(self.schedule.rows_sent(i, piece, layer));
             let s = &mut self.states[i];
             s.down_free = s.own.max(s.down_free) + transfer(&s.costs.down, bytes, i, layer, piece);
             s.out.published_bytes += bytes;
@@ -177,7 +176,7 @@ impl<'a> Run<'a> {
     fn pass_on(&mut self, i: usize, layer: usize, got: f64) {
         let sends = std::mem::take(&mut self.states[i].sends);
         if let Some(&first) = sends.first() {
-            let bytes: f64 = sends.iter().map(|&p| self.bytes(p)).sum();
+            let bytes: f64 = sends.iter().map(|&p| self.bytes(self.schedule.rows_sent(i, p, layer))).sum();
             let s = &mut self.states[i];
             let ready = s.own.max(got).max(s.down_free);
             s.down_free = ready + transfer(&s.costs.down, bytes, i, layer, first);
@@ -195,7 +194,7 @@ impl<'a> Run<'a> {
 
     /// When the last of the rows that `i` needs has arrived; they come in the order in which they were sent.
     fn receive(&mut self, i: usize, layer: usize) -> f64 {
-        let past = self.states[i].past_rows * self.kv_bytes;
+        let past = self.bytes(self.schedule.past_taken(i, layer));
         if past > 0.0 {
             self.take(i, layer, self.schedule.pieces.len(), past, 0.0);
         }
@@ -204,13 +203,13 @@ impl<'a> Run<'a> {
             return if past > 0.0 { self.states[i].up_free } else { 0.0 };
         }
         if self.schedule.route == Route::Relay {
-            let bytes = needs.iter().map(|&p| self.bytes(p)).sum();
+            let bytes = needs.iter().map(|&p| self.taken(i, p, layer)).sum();
             self.take(i, layer, needs[0], bytes, self.sent[needs[0]]);
         } else {
             let mut order = needs.clone();
             order.sort_by(|&a, &b| self.sent[a].total_cmp(&self.sent[b]));
             for piece in order {
-                self.take(i, layer, piece, self.bytes(piece), self.sent[piece]);
+                self.take(i, layer, piece, self.taken(i, piece, layer), self.sent[piece]);
             }
         }
         self.states[i].up_free
@@ -227,15 +226,16 @@ impl<'a> Run<'a> {
         s.copies += queue_time(s.costs, bytes);
     }
 
-    fn attend(&mut self, i: usize, got: f64) {
+    fn attend(&mut self, i: usize, layer: usize, got: f64) {
         let s = &self.states[i];
-        let work = s.costs.score_s * s.scores + s.costs.rest.at(s.rows);
+        let work = s.costs.score_s * self.schedule.n_scores(i, layer) as f64 + s.costs.rest.at(s.rows);
         self.end_layer(i, got, work);
     }
 
     /// The last layer of the adapter that makes the token: one row of it, and the output head.
-    fn last_row(&mut self, i: usize, got: f64) {
-        let keys = (self.schedule.past + self.schedule.n_tokens()) as f64;
+    fn last_row(&mut self, i: usize, layer: usize, got: f64) {
+        let all = self.schedule.past + self.schedule.n_tokens();
+        let keys = self.schedule.window(layer).map_or(all, |window| window.min(all)) as f64;
         let s = &self.states[i];
         let work = s.costs.score_s * keys + s.costs.rest.at(1.0) + s.costs.head_s;
         self.end_layer(i, got, work);
@@ -252,8 +252,13 @@ impl<'a> Run<'a> {
         s.end = end_s;
     }
 
-    fn bytes(&self, piece: usize) -> f64 {
-        self.schedule.pieces[piece].len() as f64 * self.kv_bytes
+    fn bytes(&self, rows: Piece) -> f64 {
+        rows.len() as f64 * self.kv_bytes
+    }
+
+    /// Bytes that `i` takes of a piece in a layer.
+    fn taken(&self, i: usize, piece: usize, layer: usize) -> f64 {
+        self.bytes(self.schedule.rows_taken(i, piece, layer))
     }
 
     fn finish(self) -> Forecast {

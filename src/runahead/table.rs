@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dates::Date;
 use crate::error::{Error, Result};
 use crate::runahead::cost::CostModel;
 use crate::runahead::partition::{Split, n_granules, weighted};
@@ -104,7 +105,7 @@ impl Table {
     /// [`Error::Partition`] or [`Error::Config`] where its parts do not fit together.
     pub fn new(unix_s: u64, fingerprint: Fingerprint, costs: CostModel, mut points: Vec<Point>) -> Result<Self> {
         points.sort_by_key(|p| p.context);
-        let table = Self { format: FORMAT, date: date(unix_s), fingerprint, costs, points };
+        let table = Self { format: FORMAT, date: Date::of_unix(unix_s).to_string(), fingerprint, costs, points };
         table.validate()?;
         Ok(table)
     }
@@ -236,36 +237,4 @@ fn around(partitions: &[&[usize]], len: usize) -> Option<(usize, usize, f64)> {
     }
     let (low, high) = (context(above - 1), context(above));
     Some((above - 1, above, (len - low) as f64 / (high - low) as f64))
-}
-
-/// The day of a Unix time, `YYYY-MM-DD`, by Howard Hinnant's civil-from-days algorithm.
-fn date(unix_s: u64) -> String {
-    let days = unix_s / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // Months count from March, so that the leap day is the last of a year.
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::date;
-
-    #[test]
-    fn days_have_their_dates() {
-        let known = [
-            (0, "1970-01-01"),
-            (951_782_400, "2000-02-29"),
-            (1_709_251_199, "2024-02-29"),
-            (1_764_028_800, "2025-11-25"),
-        ];
-        for (unix_s, text) in known {
-            assert_eq!(date(unix_s), text);
-        }
-    }
 }

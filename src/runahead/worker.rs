@@ -165,6 +165,11 @@ impl<'a, K: Kernels> Worker<'a, K> {
 
     fn share(&mut self) -> Result<Output> {
         let (schedule, n) = (self.job.schedule, self.job.schedule.n_rows(self.job.me));
+        let kinds = &self.model.config().layers;
+        if let Some(layer) = (0..kinds.len()).find(|&layer| kinds[layer].window != schedule.window(layer)) {
+            let (own, other) = (kinds[layer].window, schedule.window(layer));
+            return Err(Error::Partition(format!("layer {layer} has the window {own:?}, not {other:?}")));
+        }
         let Range { start: first, end } = schedule.layers.clone();
         let mut rec = self.model.kernels().begin();
         let ids: Vec<u32> = self
@@ -216,7 +221,7 @@ impl<'a, K: Kernels> Worker<'a, K> {
 
     fn exports(&self, rec: &mut K::Recording, layer: usize) -> Result<Vec<Export<K>>> {
         let export = |&piece: &usize| {
-            let rows = self.job.schedule.pieces[piece];
+            let rows = self.job.schedule.rows_sent(self.job.me, piece, layer);
             link::export(&**self.model.kernels(), rec, self.cache, layer, piece, rows)
         };
         self.sends.iter().map(export).collect()
@@ -275,10 +280,11 @@ impl<'a, K: Kernels> Worker<'a, K> {
     /// The rows of earlier turns that stand in the record.
     fn take_past(&mut self, layer: usize) -> Result<()> {
         let (blocks, lead) = (self.job.board.past(layer), self.job.schedule.pieces.len());
-        let bytes = blocks.iter().map(|b| (b.k().len() + b.v().len()) as u64).sum();
+        let rows = self.job.schedule.past_taken(self.job.me, layer);
+        let bytes = self.bytes(rows);
         let due = self.lane.as_mut().map(|lane| lane.through(Duration::ZERO, bytes, layer, lead, lead));
         self.wait_until(due, layer)?;
-        blocks.iter().try_for_each(|block| self.import(block, None, layer))
+        blocks.iter().try_for_each(|block| self.import(block, None, layer, rows))
     }
 
     /// The next block in the mailbox, of whatever layer, and when a shaped link brings it.
@@ -294,7 +300,7 @@ impl<'a, K: Kernels> Worker<'a, K> {
                 arrival
             }
         };
-        let bytes = (arrival.block.k().len() + arrival.block.v().len()) as u64;
+        let bytes = self.bytes(job.schedule.rows_taken(job.me, arrival.piece, arrival.layer));
         let through = |(lane, sent): (&mut ShapedLane, Sent)| {
             lane.through(sent.at, bytes, arrival.layer, arrival.piece, sent.lead)
         };
@@ -309,13 +315,19 @@ impl<'a, K: Kernels> Worker<'a, K> {
             return Ok(0);
         }
         self.wait_until(due, layer)?;
-        self.import(&arrival.block, Some(arrival.piece), layer)?;
+        let rows = self.job.schedule.rows_taken(self.job.me, arrival.piece, layer);
+        self.import(&arrival.block, Some(arrival.piece), layer, rows)?;
         Ok(1)
     }
 
-    fn import(&mut self, block: &Block, piece: Option<usize>, layer: usize) -> Result<()> {
+    /// Bytes of the K and V rows of a layer.
+    fn bytes(&self, rows: Piece) -> u64 {
+        2 * (rows.len() * self.cache.row_bytes()) as u64
+    }
+
+    fn import(&mut self, block: &Block, piece: Option<usize>, layer: usize, rows: Piece) -> Result<()> {
         let start = self.job.started.elapsed();
-        let bytes = link::import(&**self.model.kernels(), self.cache, layer, block)?;
+        let bytes = link::import(&**self.model.kernels(), self.cache, layer, block, rows)?;
         self.fetched_bytes += bytes;
         let end = self.job.started.elapsed();
         self.events.push(Event { what: What::Fetch, layer, piece, bytes, start, end });

@@ -149,6 +149,15 @@ impl Node for Broken {
     fn row_bytes(&self) -> usize {
         self.inner.row_bytes()
     }
+    fn make_room(&mut self, beside: usize, kept: Piece, wait: &Wait) -> Result<()> {
+        self.inner.make_room(beside, kept, wait)
+    }
+    fn least_kept(&self, end: usize) -> usize {
+        self.inner.least_kept(end)
+    }
+    fn cache_bytes(&self) -> u64 {
+        self.inner.cache_bytes()
+    }
     fn prepare(&mut self, rows: usize) -> Result<()> {
         self.inner.prepare(rows)
     }

@@ -312,6 +312,7 @@ impl Case {
                 angles: &angles,
                 k: &keys,
                 v: &values,
+                ring: false,
                 rows: rows.clone(),
                 position,
                 dims,

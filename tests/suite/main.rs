@@ -14,6 +14,8 @@ mod cli;
 mod dependencies;
 mod engine;
 mod families;
+#[cfg(feature = "cli")]
+mod gemma3;
 mod granules;
 mod kernels;
 mod layers;
@@ -28,5 +30,7 @@ mod sampler;
 mod saved;
 mod shaders;
 mod simulate;
+mod templates;
 mod tokenizer;
 mod weights;
+mod windows;

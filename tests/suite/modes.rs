@@ -254,7 +254,7 @@ fn under_the_same_noise_a_collective_slows_down_more_than_a_chain() {
             queue: None,
             fit_error: 0.0,
         };
-        CostModel { adapters: (0..4).map(adapter).collect(), kv_bytes: 16_384.0, hub: None }
+        CostModel { adapters: (0..4).map(adapter).collect(), kv_bytes: 16_384.0, windows: Vec::new(), hub: None }
     };
     let lengths = [4096; 4];
     let mut worse = 0;

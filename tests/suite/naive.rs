@@ -311,6 +311,11 @@ fn gelu(z: f64) -> f64 {
     super::kernels::reference::gelu(&[sum])[0].want
 }
 
+/// Logits of every row `[ids, vocab]` of the model in a folder, opened for `context` tokens.
+pub fn logits(folder: &Path, ids: &[u32], context: usize) -> Vec<f32> {
+    Naive::open(folder).logits(ids, context)
+}
+
 #[test]
 fn the_naive_model_agrees_with_other_implementations() {
     for name in [
@@ -334,7 +339,7 @@ fn the_naive_model_agrees_with_other_implementations() {
 }
 
 /// Tensors of a model of this configuration, with random content.
-fn write_model(config: &Value, seed: u64) -> TempDir {
+pub fn write_model(config: &Value, seed: u64) -> TempDir {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let mut random = Random::new(seed);
@@ -452,7 +457,7 @@ fn check_files(what: &str, seed: u64, folder: &Path, path: &Path) {
 }
 
 /// Sizes that are multiples of nothing but 4.
-fn sized(changes: Value) -> Value {
+pub fn sized(changes: Value) -> Value {
     let mut config = json!({
         "hidden_size": 44, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 12,
         "intermediate_size": 68, "vocab_size": 131, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,

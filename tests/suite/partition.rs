@@ -122,7 +122,7 @@ fn modes_differ_in_what_they_read_and_compute() {
     let zigzag = Schedule::zigzag(0, &[GRANULE; 6], 2);
     assert_eq!(zigzag.share, [vec![2, 3], vec![1, 4], vec![0, 5]]);
     assert_eq!(zigzag.needs[2], [1, 2, 3, 4]);
-    let scores = |s: &Schedule| (0..s.n_adapters()).map(|i| s.n_scores(i)).collect::<Vec<_>>();
+    let scores = |s: &Schedule| (0..s.n_adapters()).map(|i| s.n_scores(i, 0)).collect::<Vec<_>>();
     assert!(scores(&zigzag).windows(2).all(|w| w[0] == w[1]), "front and back together are equal work");
     let n = 16 * GRANULE as u64;
     assert_eq!(scores(&Schedule::tsp(0, &even, 2)), [n * n / 4; 4]);

@@ -27,7 +27,12 @@ fn costs(tflops: &[f64], bandwidth: f64) -> CostModel {
         };
         rates.costs(&shape).unwrap()
     };
-    CostModel { adapters: tflops.iter().enumerate().map(cost).collect(), kv_bytes: shape.kv_bytes(2), hub: None }
+    CostModel {
+        adapters: tflops.iter().enumerate().map(cost).collect(),
+        kv_bytes: shape.kv_bytes(2),
+        windows: Vec::new(),
+        hub: None,
+    }
 }
 
 fn fingerprint(n: usize) -> Fingerprint {

@@ -32,7 +32,12 @@ fn unequal(tflops: &[f64], shape: &Shape, lane: Lane) -> CostModel {
         };
         rates.costs(shape).unwrap()
     };
-    CostModel { adapters: tflops.iter().map(cost).collect(), kv_bytes: shape.kv_bytes(2), hub: None }
+    CostModel {
+        adapters: tflops.iter().map(cost).collect(),
+        kv_bytes: shape.kv_bytes(2),
+        windows: Vec::new(),
+        hub: None,
+    }
 }
 
 fn llama() -> Shape {
@@ -120,7 +125,7 @@ fn zigzag_has_the_chains_balance_and_not_its_independence() {
 
 #[test]
 fn nine_tokens_over_three_adapters() {
-    let scores = |s: &Schedule| (0..3).map(|i| s.n_scores(i)).collect::<Vec<_>>();
+    let scores = |s: &Schedule| (0..3).map(|i| s.n_scores(i, 0)).collect::<Vec<_>>();
     let chain = Schedule::runahead(0, &[4, 3, 2], 2);
     assert_eq!(scores(&chain), [10, 18, 17]);
     assert_eq!(scores(&Schedule { mask: Mask::BlockThenMask, ..chain }), [16, 21, 18]);
@@ -174,7 +179,7 @@ fn rectangular_blocks_cover_what_they_should() {
         let n = Split::Even.lengths(0, 16_384, p).unwrap();
         let share = |mask| {
             let s = Schedule { mask, ..Schedule::runahead(0, &n, 1) };
-            (0..p).map(|i| s.n_scores(i)).sum::<u64>() as f64 / 16_384f64.powi(2)
+            (0..p).map(|i| s.n_scores(i, 0)).sum::<u64>() as f64 / 16_384f64.powi(2)
         };
         assert_near(share(Mask::BlockThenMask), covered, "blocks");
         assert_near(share(Mask::Causal), 0.5, "causal");

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use runahead::cancel::Cancel;
 use runahead::error::Error;
+use runahead::model::{CacheSize, Slots};
 use runahead::runahead::cost::{CostModel, Shape};
 use runahead::runahead::partition::{Split, n_granules, weighted};
 use runahead::runahead::schedule::{Mode, Schedule};
@@ -95,7 +96,7 @@ impl<'a> Case<'a> {
         for mode in modes {
             if mode == Mode::Single {
                 for (&context, forecast) in contexts.iter().zip(&single) {
-                    let schedule = Schedule::single(0, context, self.shape.layers);
+                    let schedule = Schedule::single(0, context, self.shape.layers).windowed(&self.costs.windows);
                     lines.push(self.line(mode, "-", &schedule, forecast.1.clone(), forecast.0, None)?);
                 }
                 continue;
@@ -129,7 +130,7 @@ impl<'a> Case<'a> {
     }
 
     fn schedule(&self, mode: Mode, lengths: &[usize]) -> Schedule {
-        let schedule = mode.schedule(0, lengths, self.shape.layers);
+        let schedule = mode.schedule(0, lengths, self.shape.layers).windowed(&self.costs.windows);
         match self.study.mask(mode) {
             Some(mask) => Schedule { mask, ..schedule },
             None => schedule,
@@ -159,7 +160,7 @@ impl<'a> Case<'a> {
 
     /// Seconds and forecast of the best adapter alone.
     fn best_single(&self, context: usize) -> Result<(f64, Forecast), Error> {
-        let schedule = Schedule::single(0, context, self.shape.layers);
+        let schedule = Schedule::single(0, context, self.shape.layers).windowed(&self.costs.windows);
         let all = (0..self.costs.adapters.len()).map(|i| simulate(&schedule, &self.costs.pick(&[i])));
         let all = all.collect::<Result<Vec<_>, Error>>()?;
         let best = all.into_iter().min_by(|a, b| a.ttft_s.total_cmp(&b.ttft_s));
@@ -215,8 +216,10 @@ impl<'a> Case<'a> {
 
     /// Weights in f16 and the cache: all layers on the last adapter, a ring of three on the others.
     fn memory_bytes(&self, schedule: &Schedule, i: usize) -> f64 {
-        let layers = if i + 1 == schedule.n_adapters() { self.shape.layers } else { self.shape.layers.min(3) };
-        2.0 * self.shape.n_weights() + layers as f64 * schedule.n_tokens() as f64 * self.costs.kv_bytes
+        let slots = if i + 1 == schedule.n_adapters() { Slots::All } else { Slots::Ring };
+        let size = CacheSize { tokens: schedule.n_tokens(), slots, beside: schedule.span(i) };
+        let rows: usize = size.rows(self.shape.layers, &self.costs.windows, 1).into_iter().sum();
+        2.0 * self.shape.n_weights() + rows as f64 * self.costs.kv_bytes
     }
 }
 

@@ -231,6 +231,7 @@ impl Study {
         let costs = CostModel {
             adapters,
             kv_bytes: shape.kv_bytes(self.kv().scalar().bytes()),
+            windows: shape.windows(),
             hub: network.hub_gbs.map(|g| g * 1e9),
         };
         costs.validate().map(|()| costs)

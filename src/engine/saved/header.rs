@@ -1,5 +1,6 @@
 //! The head of a session's file, and the fingerprint of the model that it belongs to.
 
+use crate::dims::Piece;
 use crate::dtype::KvDtype;
 use crate::engine::Session;
 use crate::weights::ModelFiles;
@@ -7,7 +8,7 @@ use crate::weights::ModelFiles;
 use super::Checksum;
 
 const MAGIC: &[u8; 8] = b"runahead";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// See [`super`]'s text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,26 +18,40 @@ pub struct Header {
     pub n_layers: usize,
     /// Bytes of one token's K row in one layer.
     pub row_bytes: usize,
-    /// Tokens whose rows are there: all, or all but the last.
+    /// Tokens whose rows are there: all, or all but the last; none where a model with windows has let go of some.
     pub n_rows: usize,
+    /// The fewest tokens, beside none, that they can be cut back to.
+    pub least_kept: usize,
+    /// Rows of all layers together.
+    pub all_rows: usize,
     pub n_tokens: usize,
     pub note_bytes: usize,
 }
 
 impl Header {
-    pub const BYTES: usize = 56;
+    pub const BYTES: usize = 72;
 
     pub fn of(session: &Session) -> Self {
         let engine = session.engine();
-        Self {
+        let header = Self {
             kv: engine.shared.kv,
             fingerprint: fingerprint(&engine.shared.files),
             n_layers: engine.config().n_layers,
             row_bytes: session.last().row_bytes(),
             n_rows: session.len,
+            least_kept: session.least_kept,
+            all_rows: 0,
             n_tokens: session.n_tokens(),
             note_bytes: session.note().len(),
-        }
+        };
+        let rows = engine.config().layers.iter().map(|layer| header.rows(layer.window).len());
+        Self { all_rows: rows.sum(), ..header }
+    }
+
+    /// The rows of a layer with this window that are there.
+    pub fn rows(&self, window: Option<usize>) -> Piece {
+        let start = window.map_or(0, |window| (self.least_kept + 1).saturating_sub(window));
+        Piece::new(start.min(self.n_rows), self.n_rows)
     }
 
     pub fn to_bytes(self) -> Vec<u8> {
@@ -51,7 +66,7 @@ impl Header {
         // Both are far below 2^32: `ModelConfig` bounds them.
         out.extend((self.n_layers as u32).to_le_bytes());
         out.extend((self.row_bytes as u32).to_le_bytes());
-        for n in [self.n_rows, self.n_tokens, self.note_bytes] {
+        for n in [self.n_rows, self.n_tokens, self.note_bytes, self.least_kept, self.all_rows] {
             out.extend((n as u64).to_le_bytes());
         }
         out
@@ -73,11 +88,14 @@ impl Header {
             other => return Err(format!("has a K/V cache of an unknown type ({other})")),
         };
         let (n_layers, row_bytes) = (u64::from(u32_at(24)), u64::from(u32_at(28)));
-        let [n_rows, n_tokens, note_bytes] = [32, 40, 48].map(u64_at);
-        if n_tokens < n_rows || n_tokens - n_rows > 1 {
-            return Err(format!("has the rows of {n_rows} tokens for a conversation of {n_tokens}"));
+        let [n_rows, n_tokens, note_bytes, least_kept, all_rows] = [32, 40, 48, 56, 64].map(u64_at);
+        if n_tokens < n_rows || n_rows > 0 && n_tokens - n_rows > 1 || least_kept > n_rows {
+            return Err(format!("has the rows of {least_kept} to {n_rows} tokens for a conversation of {n_tokens}"));
         }
-        let rows = [2, n_layers, n_rows, row_bytes].into_iter().try_fold(1u64, u64::checked_mul);
+        if n_layers.checked_mul(n_rows).is_none_or(|most| all_rows > most) {
+            return Err(format!("has {all_rows} rows for {n_rows} tokens in {n_layers} layers"));
+        }
+        let rows = [2, all_rows, row_bytes].into_iter().try_fold(1u64, u64::checked_mul);
         let parts = [Some(Self::BYTES as u64 + 8), n_tokens.checked_mul(4), Some(note_bytes), rows];
         let expected = parts.into_iter().try_fold(0u64, |sum, part| sum.checked_add(part?));
         if expected != Some(file_bytes) {
@@ -88,7 +106,8 @@ impl Header {
         let size = |n: u64| usize::try_from(n).map_err(|_| format!("says {n}, which is too large for this machine"));
         let (n_layers, row_bytes) = (size(n_layers)?, size(row_bytes)?);
         let (n_rows, n_tokens, note_bytes) = (size(n_rows)?, size(n_tokens)?, size(note_bytes)?);
-        Ok(Self { kv, fingerprint: u64_at(16), n_layers, row_bytes, n_rows, n_tokens, note_bytes })
+        let (least_kept, all_rows, fingerprint) = (size(least_kept)?, size(all_rows)?, u64_at(16));
+        Ok(Self { kv, fingerprint, n_layers, row_bytes, n_rows, least_kept, all_rows, n_tokens, note_bytes })
     }
 }
 

@@ -12,15 +12,13 @@ use crate::error::Result;
 use crate::kernels::{self, HeadDims, ScoreRules};
 
 /// Keys that are decoded together. Blocks begin at multiples of it, counted from key 0, whatever rows are computed.
-const KEY_BLOCK: usize = 64;
+pub(super) const KEY_BLOCK: usize = 64;
 /// Query rows times heads of a group that share a decoded block.
 const QUERY_BLOCK: usize = 96;
 /// Keys that are worth a split of their own when one row is computed.
 const SPLIT_KEYS: usize = 128;
 /// Stands for "no key yet": finite, so that differences of maxima never are NaN.
 const NO_KEY: f32 = -1e30;
-
-const CACHE: [Scalar; 2] = [Scalar::F16, Scalar::F32];
 
 /// Recorded attention of many rows.
 pub(super) struct Attention {
@@ -30,6 +28,8 @@ pub(super) struct Attention {
     out: Tensor,
     rows: Range<usize>,
     position: usize,
+    /// Rows of the cache, a ring.
+    cached: usize,
     dense_keys: usize,
     dims: HeadDims,
     scale: f32,
@@ -68,6 +68,13 @@ fn expect_rules(op: &Tensor, rules: ScoreRules, bias: Option<&Tensor>, heads: us
     bias.map_or(Ok(()), |bias| bias.expect(&[Scalar::F32], heads, keys))
 }
 
+/// Bytes of one head of the cache from `row` on, and from one row to the next.
+fn head_rows(cache: Floats<'_>, dims: HeadDims, head: usize, row: usize) -> (&[u8], usize) {
+    let size = cache.dtype.block_bytes();
+    let stride = dims.kv_width() * size;
+    (&cache.bytes[row * stride + head * dims.head_dim * size..], stride)
+}
+
 /// Scaled scores of one head for the keys from `first` on: bias, then soft-cap.
 fn rescore(scores: &mut [f32], rules: ScoreRules, bias: Option<&[f32]>, first: usize) {
     if let Some(bias) = bias {
@@ -87,11 +94,9 @@ impl Attention {
         }
         op.qkv.expect(&[Scalar::F32], op.rows.end, dims.qkv_width())?;
         op.out.expect(&[Scalar::F32], op.rows.end, dims.q_width())?;
-        for cache in [op.k, op.v] {
-            let keys = op.position.saturating_add(op.rows.len()).max(op.dense_keys);
-            cache.expect(&CACHE, keys, dims.kv_width())?;
-        }
-        let keys = op.position.saturating_add(op.rows.len());
+        let (keys, ring) = (op.position.saturating_add(op.rows.len()), op.rules.window.is_some());
+        let end = if ring { keys } else { keys.max(op.dense_keys) };
+        let cached = Tensor::cached(op.k, op.v, dims.kv_width(), &(op.rules.first_key(op.position)..end), ring)?;
         expect_rules(op.qkv, op.rules, op.bias, dims.heads, keys)?;
         Tensor::expect_distinct(&[op.qkv, op.k, op.v, op.out])?;
         Ok(Self {
@@ -101,6 +106,7 @@ impl Attention {
             out: op.out.clone(),
             rows: op.rows.clone(),
             position: op.position,
+            cached,
             dense_keys: op.dense_keys,
             dims,
             scale: op.scale,
@@ -227,13 +233,6 @@ impl Attention {
         Ok(())
     }
 
-    /// Bytes of one head of the cache's rows from `key` on, and from one row to the next.
-    fn cache<'a>(&self, cache: Floats<'a>, head: usize, key: usize) -> (&'a [u8], usize) {
-        let size = cache.dtype.block_bytes();
-        let stride = self.dims.kv_width() * size;
-        (&cache.bytes[key * stride + head * self.dims.head_dim * size..], stride)
-    }
-
     /// Keys as f32, transposed: `[head_dim, KEY_BLOCK]`.
     fn keys(
         &self,
@@ -245,7 +244,7 @@ impl Attention {
         decoded: &mut [f32],
     ) {
         let (lanes, head_dim) = (ctx.simd.lanes(), self.dims.head_dim);
-        let (bytes, stride) = self.cache(k, head, keys.start);
+        let (bytes, stride) = head_rows(k, self.dims, head, keys.start % self.cached);
         for first in (0..keys.len()).step_by(lanes) {
             for (i, row) in decoded.chunks_exact_mut(head_dim).enumerate() {
                 if first + i < keys.len() {
@@ -268,7 +267,7 @@ impl Attention {
         out: &mut [f32],
         padded: usize,
     ) {
-        let (bytes, stride) = self.cache(v, head, keys.start);
+        let (bytes, stride) = head_rows(v, self.dims, head, keys.start % self.cached);
         for (i, row) in out.chunks_exact_mut(padded).take(keys.len()).enumerate() {
             ctx.simd.decode(v.dtype, &bytes[i * stride..], &mut row[..self.dims.head_dim]);
         }
@@ -283,6 +282,8 @@ pub(super) struct AttentionDecode {
     out: Tensor,
     partial: Tensor,
     position: usize,
+    /// Rows of the cache, a ring.
+    cached: usize,
     dims: HeadDims,
     scale: f32,
     rules: ScoreRules,
@@ -296,10 +297,9 @@ impl AttentionDecode {
         op.qkv.expect(&[Scalar::F32], 1, dims.qkv_width())?;
         op.out.expect(&[Scalar::F32], 1, dims.q_width())?;
         op.partial.expect(&[Scalar::F32], splits, dims.heads.saturating_mul(dims.head_dim + 2))?;
-        for cache in [op.k, op.v] {
-            cache.expect(&CACHE, op.position.saturating_add(1), dims.kv_width())?;
-        }
-        expect_rules(op.qkv, op.rules, op.bias, dims.heads, op.position.saturating_add(1))?;
+        let keys = op.rules.first_key(op.position)..op.position.saturating_add(1);
+        let cached = Tensor::cached(op.k, op.v, dims.kv_width(), &keys, op.rules.window.is_some())?;
+        expect_rules(op.qkv, op.rules, op.bias, dims.heads, keys.end)?;
         Tensor::expect_distinct(&[op.qkv, op.k, op.v, op.out, op.partial])?;
         Ok(Self {
             qkv: op.qkv.clone(),
@@ -308,6 +308,7 @@ impl AttentionDecode {
             out: op.out.clone(),
             partial: op.partial.clone(),
             position: op.position,
+            cached,
             dims,
             scale: op.scale,
             rules: op.rules,
@@ -364,21 +365,21 @@ impl AttentionDecode {
     ) {
         let head_dim = self.dims.head_dim;
         let [scores] = scratch.slices([keys.len()]);
-        let start = |cache: Floats<'_>| {
-            let (size, group) = (cache.dtype.block_bytes(), self.dims.heads / self.dims.kv_heads);
-            let stride = self.dims.kv_width() * size;
-            (keys.start * stride + head / group * head_dim * size, stride)
-        };
-        let (at, stride) = start(k);
-        ctx.simd.dots(k.dtype, &k.bytes[at..], stride, &q[..head_dim], scores);
+        let kv_head = head / (self.dims.heads / self.dims.kv_heads);
+        // The keys up to the end of the ring, and those that stand at its start.
+        let torn = keys.len().min(self.cached - keys.start % self.cached);
+        let (bytes, stride) = head_rows(k, self.dims, kv_head, keys.start % self.cached);
+        ctx.simd.dots(k.dtype, bytes, stride, &q[..head_dim], &mut scores[..torn]);
+        ctx.simd.dots(k.dtype, head_rows(k, self.dims, kv_head, 0).0, stride, &q[..head_dim], &mut scores[torn..]);
         scores.iter_mut().for_each(|s| *s *= self.scale);
         let bias = bias.map(|bias| &bias[head * (bias.len() / self.dims.heads)..]);
         rescore(scores, self.rules, bias, keys.start);
         let (max, sum) = ctx.simd.softmax(scores, NO_KEY);
-        let (at, stride) = start(v);
         let (out, state) = partial.split_at_mut(head_dim);
         out.fill(0.0);
-        ctx.simd.mix(v.dtype, &v.bytes[at..], stride, scores, out);
+        let (bytes, stride) = head_rows(v, self.dims, kv_head, keys.start % self.cached);
+        ctx.simd.mix(v.dtype, bytes, stride, &scores[..torn], out);
+        ctx.simd.mix(v.dtype, head_rows(v, self.dims, kv_head, 0).0, stride, &scores[torn..], out);
         state.copy_from_slice(&[max, sum]);
     }
 }

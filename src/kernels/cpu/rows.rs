@@ -135,6 +135,8 @@ pub(super) struct RopeCache {
     v: Tensor,
     rows: Range<usize>,
     position: usize,
+    /// Rows of the cache, a ring.
+    cached: usize,
     dims: HeadDims,
     pairs: RopePairs,
     rotary: usize,
@@ -150,8 +152,8 @@ struct HeadNorm {
 
 /// Rows of the cache to write, in its format.
 enum CacheRows<'a> {
-    F32(&'a mut [f32]),
-    F16(&'a mut [u16]),
+    F32(Vec<&'a mut [f32]>),
+    F16(Vec<&'a mut [u16]>),
 }
 
 impl RopeCache {
@@ -175,8 +177,7 @@ impl RopeCache {
             Ok::<_, Error>(HeadNorm { q: norm.q.clone(), k: norm.k.clone(), eps: norm.eps })
         });
         let norm = norm.transpose()?;
-        op.k.expect(&[Scalar::F16, Scalar::F32], end, dims.kv_width())?;
-        op.v.expect(&[Scalar::F16, Scalar::F32], end, dims.kv_width())?;
+        let cached = Tensor::cached(op.k, op.v, dims.kv_width(), &(op.position..end), op.ring)?;
         Tensor::expect_distinct(&[op.qkv, op.angles, op.k, op.v])?;
         Ok(Self {
             qkv: op.qkv.clone(),
@@ -185,6 +186,7 @@ impl RopeCache {
             v: op.v.clone(),
             rows: op.rows.clone(),
             position: op.position,
+            cached,
             dims,
             pairs: op.pairs,
             rotary: op.rotary,
@@ -230,25 +232,29 @@ impl RopeCache {
 
     /// The rows of the cache that are written, a task's at a time.
     fn cache<'a>(&self, storage: &'a mut Storage) -> Vec<CacheRows<'a>> {
-        let width = self.dims.kv_width();
-        let range = self.position * width..(self.position + self.rows.len()) * width;
         match storage {
-            Storage::F32(v) => v[range].chunks_mut(ROWS * width).map(CacheRows::F32).collect(),
-            Storage::F16(v) => v[range].chunks_mut(ROWS * width).map(CacheRows::F16).collect(),
+            Storage::F32(v) => self.tasks(v).map(CacheRows::F32).collect(),
+            Storage::F16(v) => self.tasks(v).map(CacheRows::F16).collect(),
             Storage::U32(_) => Vec::new(),
         }
+    }
+
+    fn tasks<'a, T>(&self, all: &'a mut [T]) -> impl Iterator<Item = Vec<&'a mut [T]>> + use<'a, T> {
+        let (width, n) = (self.dims.kv_width(), self.rows.len());
+        let (start, end) = all[..self.cached * width].split_at_mut(self.position % self.cached * width);
+        let mut rows = end.chunks_exact_mut(width).chain(start.chunks_exact_mut(width)).take(n);
+        (0..n.div_ceil(ROWS)).map(move |_| rows.by_ref().take(ROWS).collect())
     }
 }
 
 impl CacheRows<'_> {
     /// Row `r` becomes `values`, which are clamped in place to what binary16 holds where that is the format.
     fn write(&mut self, r: usize, values: &mut [f32]) {
-        let range = r * values.len()..(r + 1) * values.len();
         match self {
-            CacheRows::F32(rows) => rows[range].copy_from_slice(values),
+            CacheRows::F32(rows) => rows[r].copy_from_slice(values),
             CacheRows::F16(rows) => {
                 values.iter_mut().for_each(|x| *x = x.clamp(-65504.0, 65504.0));
-                bytemuck::cast_slice_mut::<u16, half::f16>(&mut rows[range]).convert_from_f32_slice(values);
+                bytemuck::cast_slice_mut::<u16, half::f16>(rows[r]).convert_from_f32_slice(values);
             }
         }
     }

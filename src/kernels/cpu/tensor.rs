@@ -1,9 +1,13 @@
 //! Tensors of the CPU adapter: typed vectors behind a lock, and the checks that an operation makes before it is recorded.
 
+use std::ops::Range;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::dtype::{Dtype, Scalar};
 use crate::error::{Error, Result};
+use crate::kernels::cache_holds;
+
+use super::attention::KEY_BLOCK;
 
 /// A flat array of scalars in host memory. Clones share it.
 #[derive(Clone, Debug)]
@@ -86,6 +90,18 @@ impl Tensor {
             Some(needed) if needed <= self.len() => Ok(()),
             _ => Err(self.fault(format_args!("{} elements for {rows} rows of {width}", self.len()))),
         }
+    }
+
+    /// Rows of the cache tensors `k` and `v`; an error unless they hold the keys `seen` at once.
+    pub(super) fn cached(k: &Tensor, v: &Tensor, width: usize, seen: &Range<usize>, ring: bool) -> Result<usize> {
+        let cached = k.len().min(v.len()) / width;
+        for cache in [k, v] {
+            cache.expect(&[Scalar::F16, Scalar::F32], 0, width)?;
+            if !cache_holds(cached, seen, ring, KEY_BLOCK) {
+                return Err(cache.fault(format_args!("keys {seen:?} in {cached} rows of {width}")));
+            }
+        }
+        Ok(cached)
     }
 
     /// An error where an operation would read and write the same tensor, or lock one twice.

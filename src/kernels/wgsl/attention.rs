@@ -31,6 +31,7 @@ pub(super) struct Params {
     soft_cap: f32,
     bias_stride: u32,
     dense_keys: u32,
+    cached: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,10 +92,10 @@ pub(super) fn params(args: Args, kernels: &Wgsl, op: &Attention<'_, Wgsl>) -> Re
     args.heads(dims)?;
     let rows = args.count(&op.rows)?;
     let end = args.end(op.position, rows)?.max(op.dense_keys);
-    let kv = op.k.kv();
+    let ring = op.rules.window.is_some();
     args.holds("qkv", op.qkv, kernels.activation, op.rows.end, dims.qkv_width())?;
-    args.holds("k", op.k, kv.scalar(), end, dims.kv_width())?;
-    args.holds("v", op.v, kv.scalar(), end, dims.kv_width())?;
+    let seen = op.rules.first_key(op.position)..if ring { op.position + rows } else { end };
+    let cached = args.cache(op.k, op.v, dims, &seen, ring)?;
     args.holds("out", op.out, kernels.activation, op.rows.end, dims.q_width())?;
     let bias_stride = check_rules(args, &op.rules, op.bias, dims.heads, end)?;
     Ok(Params {
@@ -111,6 +112,7 @@ pub(super) fn params(args: Args, kernels: &Wgsl, op: &Attention<'_, Wgsl>) -> Re
         soft_cap: op.rules.soft_cap.unwrap_or(0.0),
         bias_stride: args.u32(bias_stride)?,
         dense_keys: args.u32(op.dense_keys)?,
+        cached,
     })
 }
 

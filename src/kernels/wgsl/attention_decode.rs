@@ -32,6 +32,8 @@ struct Params {
     scale: f32,
     soft_cap: f32,
     bias_stride: u32,
+    cached: u32,
+    lap: u32,
 }
 
 #[repr(C)]
@@ -124,12 +126,11 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'
     let keys = args.end(op.position, 1)?;
     let kv = op.k.kv();
     args.holds("qkv", op.qkv, kernels.activation, 1, dims.qkv_width())?;
-    args.holds("k", op.k, kv.scalar(), keys, dims.kv_width())?;
-    args.holds("v", op.v, kv.scalar(), keys, dims.kv_width())?;
     args.holds("out", op.out, kernels.activation, 1, dims.q_width())?;
     args.holds("partial", op.partial, Scalar::F32, SPLITS, dims.heads * (dims.head_dim + 2))?;
     let bias_stride = check_rules(args, &op.rules, op.bias, dims.heads, keys)?;
     let first = op.rules.first_key(op.position);
+    let cached = args.cache(op.k, op.v, dims, &(first..keys), op.rules.window.is_some())?;
     let (splits, each) = split(keys - first);
     let params = Params {
         first: args.u32(first)?,
@@ -141,6 +142,8 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'
         scale: op.scale,
         soft_cap: op.rules.soft_cap.unwrap_or(0.0),
         bias_stride: args.u32(bias_stride)?,
+        cached,
+        lap: args.u32(first)? / cached.max(1) * cached,
     };
     let splits = args.u32(splits)?;
     let (bias, group) = (op.bias.is_some(), dims.heads / dims.kv_heads);

@@ -24,6 +24,7 @@ struct Params {
     kv_heads: u32,
     head4: u32,
     rotary4: u32,
+    cached: u32,
 }
 
 #[repr(C)]
@@ -98,8 +99,7 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgs
     })?;
     args.holds("angles", op.angles, Scalar::F32, end, op.rotary)?;
     let kv = op.k.kv();
-    args.holds("k", op.k, kv.scalar(), end, dims.kv_width())?;
-    args.holds("v", op.v, kv.scalar(), end, dims.kv_width())?;
+    let cached = args.cache(op.k, op.v, dims, &(op.position..end), op.ring)?;
     let per_row = dims.qkv_width() / 4;
     if let Some(norm) = &op.norm {
         norm_heads(kernels, rec, op, norm, rows)?;
@@ -113,6 +113,7 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgs
         kv_heads: args.u32(dims.kv_heads)?,
         head4: args.u32(dims.head_dim / 4)?,
         rotary4: args.u32(op.rotary / 4)?,
+        cached,
     };
     let pipeline = kernels.pipeline(Kernel::RopeCache(Variant::new(kernels.activation, kv, op.pairs)))?;
     let bindings = [op.angles.binding(), op.qkv.binding(), op.k.binding(), op.v.binding()];

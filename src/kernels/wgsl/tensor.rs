@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::attention::KEY_TILE;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::{Error, Result};
 use crate::gpu::{Binding, Buffer};
-use crate::kernels::HeadDims;
+use crate::kernels::{HeadDims, cache_holds};
 
 /// Scalars on the device. Clones share the memory.
 #[derive(Clone, Debug)]
@@ -49,6 +50,18 @@ impl Args {
         self.ensure(tensor.scalar == scalar, || format!("`{what}` is {:?}, not {scalar:?}", tensor.scalar))?;
         let fits = rows.checked_mul(width).is_some_and(|needed| needed <= tensor.len);
         self.ensure(fits, || format!("`{what}` has {} elements, not {rows} rows of {width}", tensor.len))
+    }
+
+    /// Rows of the cache tensors `k` and `v`, which hold the keys `seen` at once.
+    pub fn cache(self, k: &Tensor, v: &Tensor, dims: &HeadDims, seen: &Range<usize>, ring: bool) -> Result<u32> {
+        let cached = k.len.min(v.len) / dims.kv_width();
+        self.ensure(k.scalar == k.kv().scalar() && v.scalar == k.scalar, || {
+            format!("a cache of {:?} and {:?}", k.scalar, v.scalar)
+        })?;
+        self.ensure(cache_holds(cached, seen, ring, KEY_TILE), || {
+            format!("keys {seen:?} in a cache of {cached} rows")
+        })?;
+        self.u32(cached)
     }
 
     /// The number of rows in a range that is in order.

@@ -12,19 +12,14 @@ pub struct Sample {
     pub prefix: usize,
     /// Tokens of the chunk.
     pub tokens: usize,
+    /// Scores of a layer, the mean over those that were timed ([`mean_scores`](super::mean_scores)).
+    pub scores: f64,
     /// Seconds of the first half of a layer.
     pub qkv_s: f64,
     /// Seconds of a whole layer.
     pub layer_s: f64,
     /// Seconds from the end of the last whole layer to the first token.
     pub tail_s: f64,
-}
-
-impl Sample {
-    fn scores(&self) -> f64 {
-        let (p, n) = (self.prefix as f64, self.tokens as f64);
-        n * (p + (n + 1.0) / 2.0)
-    }
 }
 
 /// Fits an adapter's costs to its samples.
@@ -71,7 +66,7 @@ impl Fit {
         let costs = AdapterCost {
             name: self.name.clone(),
             qkv: points(&|s| s.qkv_s)?,
-            rest: points(&|s| s.layer_s - s.qkv_s - score_s * s.scores())?,
+            rest: points(&|s| s.layer_s - s.qkv_s - score_s * s.scores)?,
             score_s,
             head_s: self.samples.iter().map(|s| s.tail_s).reduce(f64::min).unwrap_or(0.0),
             decode_s: self.decode_s,
@@ -80,7 +75,7 @@ impl Fit {
             queue: self.queue,
             fit_error: 0.0,
         };
-        let error = |s: &Sample| (costs.layer_s(s.prefix as f64, s.tokens as f64) / s.layer_s.max(1e-12) - 1.0).powi(2);
+        let error = |s: &Sample| (costs.layer_s(s.tokens as f64, s.scores) / s.layer_s.max(1e-12) - 1.0).powi(2);
         let fit_error = mean(self.samples.iter().map(error)).sqrt();
         Ok(AdapterCost { fit_error, ..costs })
     }
@@ -94,10 +89,10 @@ fn slope(by_length: &BTreeMap<usize, Vec<Sample>>) -> Option<f64> {
         let weight = |s: &Sample| s.layer_s.max(1e-12).powi(-2);
         let total: f64 = group.iter().map(weight).sum();
         let centre = |of: &dyn Fn(&Sample) -> f64| group.iter().map(|s| weight(s) * of(s)).sum::<f64>() / total;
-        let (x0, y0) = (centre(&|s| s.scores()), centre(&|s| s.layer_s));
+        let (x0, y0) = (centre(&|s| s.scores), centre(&|s| s.layer_s));
         for s in group {
-            xy += weight(s) * (s.scores() - x0) * (s.layer_s - y0);
-            xx += weight(s) * (s.scores() - x0).powi(2);
+            xy += weight(s) * (s.scores - x0) * (s.layer_s - y0);
+            xx += weight(s) * (s.scores - x0).powi(2);
         }
     }
     (xx > 0.0).then(|| (xy / xx).max(0.0))
@@ -111,6 +106,7 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runahead::cost::mean_scores;
 
     fn samples(noise: f64) -> Vec<Sample> {
         let lengths = [16usize, 64, 256, 512, 1024];
@@ -121,7 +117,8 @@ mod tests {
                 let wobble = 1.0 + noise * [0.3, -1.0, 0.9, -0.2, 0.0][i % 5];
                 let qkv_s = 1e-4 + n * 1e-6;
                 let layer_s = (qkv_s + 2e-4 + n * 3e-6 + 2e-9 * n * (p + (n + 1.0) / 2.0)) * wobble;
-                Sample { prefix, tokens, qkv_s, layer_s, tail_s: 1e-3 }
+                let scores = mean_scores(&[], p, n);
+                Sample { prefix, tokens, scores, qkv_s, layer_s, tail_s: 1e-3 }
             })
             .collect()
     }
@@ -136,7 +133,7 @@ mod tests {
         let exact = fit(samples(0.0)).unwrap();
         assert!((exact.score_s / 2e-9 - 1.0).abs() < 1e-6 && exact.fit_error < 1e-6, "{exact:?}");
         assert!((exact.rest.at(512.0) / (2e-4 + 512.0 * 3e-6) - 1.0).abs() < 1e-6);
-        assert!((exact.layer_s(4096.0, 512.0) / 6.805e-3 - 1.0).abs() < 1e-3);
+        assert!((exact.layer_s(512.0, mean_scores(&[], 4096.0, 512.0)) / 6.805e-3 - 1.0).abs() < 1e-3);
         let noisy = fit(samples(0.05)).unwrap();
         assert!((noisy.score_s / 2e-9 - 1.0).abs() < 0.2, "{}", noisy.score_s);
         assert!((0.005..0.05).contains(&noisy.fit_error), "{}", noisy.fit_error);

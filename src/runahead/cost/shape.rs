@@ -26,6 +26,9 @@ pub struct Shape {
     pub gated: bool,
     /// Number of token ids.
     pub vocab: usize,
+    /// The keys that a row sees at most, layer by layer, 0 for all; repeated where it is shorter than the model (`[512, 512, 0]`). Empty: all.
+    #[serde(default)]
+    pub windows: Vec<usize>,
 }
 
 impl Shape {
@@ -44,6 +47,7 @@ impl Shape {
                 ffn: 18_176,
                 gated: false,
                 vocab: 65_024,
+                windows: Vec::new(),
             }),
             // Both generations have the same sizes.
             "llama-7b" => Self::named("llama-2-7b"),
@@ -62,7 +66,18 @@ impl Shape {
             ffn: config.ffn,
             gated: config.mlp != Mlp::Gelu,
             vocab: config.vocab,
+            windows: if config.layers.iter().any(|layer| layer.window.is_some()) {
+                config.windows().into_iter().map(Option::unwrap_or_default).collect()
+            } else {
+                Vec::new()
+            },
         }
+    }
+
+    /// Per layer: the keys that a row sees at most; empty where all layers see all.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        let n = if self.windows.is_empty() { 0 } else { self.layers };
+        self.windows.iter().cycle().take(n).map(|&window| Some(window).filter(|&w| w > 0)).collect()
     }
 
     /// Checks that no size is 0 or beyond any model's.

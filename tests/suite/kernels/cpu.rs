@@ -180,6 +180,7 @@ fn refusals_of_this_adapter() {
         angles: &b,
         k: &half,
         v: &half,
+        ring: false,
         rows: 0..1,
         position: 0,
         dims,

@@ -88,6 +88,7 @@ pub fn saturation<K: Kernels>(k: &K) {
             angles,
             k: k_cache,
             v: v_cache,
+            ring: false,
             rows: 0..rows,
             position: 0,
             dims,
@@ -298,8 +299,19 @@ fn bad_attention<K: Kernels>(k: &K, refusals: &mut Refusals) {
 
     let mut rope = |what: &str, angles: &K::Tensor, rows, position, dims| {
         let (qkv, k_cache, v, pairs) = (&qkv, &keys, &values, RopePairs::Halves);
-        let op =
-            RopeCache { qkv, angles, k: k_cache, v, rows, position, dims, pairs, rotary: dims.head_dim, norm: None };
+        let op = RopeCache {
+            qkv,
+            angles,
+            k: k_cache,
+            v,
+            ring: false,
+            rows,
+            position,
+            dims,
+            pairs,
+            rotary: dims.head_dim,
+            norm: None,
+        };
         refusals.expect_err(&format!("rope_cache: {what}"), || k.rope_cache(&mut rec, op));
     };
     rope("rows past the end of `qkv`", &angles, held..held + 1, 0, good);

@@ -403,6 +403,7 @@ fn rope_case<K: Kernels>(
             angles: &angles.tensor,
             k: &keys.tensor,
             v: &values.tensor,
+            ring: false,
             rows: named.clone(),
             position,
             dims,
