@@ -40,7 +40,7 @@ fn query(at: u32) -> vec4<f32> {
 
 @compute @workgroup_size(64)
 fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let head = group.y;
+    let head = params.first_head + group.y;
     let first = group.x * 16u;
     // A thread computes the scores of four rows for keys `column` and `column + 16`, and then vec4 `column` of each chunk of their outputs.
     let column = lane % 16u;

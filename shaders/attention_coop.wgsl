@@ -49,7 +49,7 @@ fn attention(
     // The last rows have the most keys: they start first, those of all heads where the tiles are few, so that the last ones to run are short.
     let index = group.y * groups.x + group.x;
     let is_short = groups.x <= SHORT;
-    let head = select(group.y, index % groups.y, is_short);
+    let head = params.first_head + select(group.y, index % groups.y, is_short);
     let first = (groups.x - 1u - select(group.x, index / groups.y, is_short)) * ROWS;
     let last = max(params.position + min(first + ROWS, params.rows), params.dense_keys) - 1u;
     let kv_head = head / params.group * HEAD8;

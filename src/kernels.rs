@@ -312,6 +312,9 @@ pub struct Attention<'a, K: Kernels> {
     /// Scores are computed for at least this many keys and masked: work without use, as an implementation without a causal
     /// kernel has it. 0 leaves out whatever no row of a tile sees, and what a window has passed is always left out. No bit depends on it.
     pub dense_keys: usize,
+    /// The K/V heads whose query heads are computed; the others' outputs stay untouched. A part of them is what is left to cut where the rows of
+    /// one tile take too long. No bit depends on it.
+    pub kv_heads: Range<usize>,
     /// Heads.
     pub dims: HeadDims,
     /// Multiplies every score (`head_dim^-1/2`).

@@ -7,16 +7,20 @@ use std::sync::Arc;
 use crate::config::ModelConfig;
 use crate::kernels::{HeadDims, Kernels};
 
+mod batch;
 mod forward;
 mod kv_cache;
 mod load;
 pub mod memory;
+pub mod pace;
 mod scratch;
 mod sources;
 
+pub use batch::{Batch, Queue};
 pub use forward::Scores;
 pub use kv_cache::{CacheSize, KvCache, Slots};
 pub use load::LoadOptions;
+pub use pace::Pace;
 pub use scratch::Scratch;
 
 /// Weights on a device and how to use them.
@@ -24,6 +28,8 @@ pub struct Model<K: Kernels> {
     kernels: Arc<K>,
     config: Arc<ModelConfig>,
     dims: HeadDims,
+    /// How much work of this model goes into one submission.
+    pace: Pace,
     /// Tokens that positions are prepared for.
     context: usize,
     embedding: K::Matrix,
@@ -42,6 +48,8 @@ pub struct Model<K: Kernels> {
 struct Linear<K: Kernels> {
     weight: K::Matrix,
     bias: Option<K::Tensor>,
+    /// Elements of the matrix: multiply-adds for a row.
+    n_elements: usize,
 }
 
 /// A norm's parameters.
@@ -70,6 +78,11 @@ impl<K: Kernels> Model<K> {
     /// The device's operations.
     pub fn kernels(&self) -> &Arc<K> {
         &self.kernels
+    }
+
+    /// How much work goes into one submission, by rates that last as long as the model.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// What the model is.

@@ -13,6 +13,7 @@ pub mod link;
 pub mod node;
 pub mod noise;
 pub mod partition;
+mod queue;
 pub mod schedule;
 pub mod search;
 pub mod simulate;

@@ -13,6 +13,7 @@ struct Params {
     soft_cap: f32,    // 0: none
     bias_stride: u32, // keys of a head in the bias
     dense_keys: u32,  // keys whose scores are computed although no row may see them; 0: none
+    first_head: u32,  // query head of the first workgroups
     cached: u32,      // rows of the cache, a ring: a key stands in row key % cached
 }
 

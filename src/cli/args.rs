@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, saved_tokens};
@@ -146,6 +147,8 @@ pub struct LogitsArgs {
     #[command(flatten)]
     pub split: SplitArgs,
     #[command(flatten)]
+    pub pace: PaceArgs,
+    #[command(flatten)]
     pub kv: KvArgs,
     /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
     #[arg(long, value_name = "FILE")]
@@ -168,6 +171,8 @@ pub struct PerplexityArgs {
     pub devices: Vec<DeviceId>,
     #[command(flatten)]
     pub split: SplitArgs,
+    #[command(flatten)]
+    pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
     /// JSON instead of a line
@@ -195,6 +200,8 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub split: SplitArgs,
     #[command(flatten)]
+    pub pace: PaceArgs,
+    #[command(flatten)]
     pub kv: KvArgs,
 }
 
@@ -213,6 +220,8 @@ pub struct SessionArgs {
     /// Every real GPU unless said here, else the CPU
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
     /// Tokens that prompts and answers may take together; unless said here what they need in `generate`, 4096 in `chat`
@@ -259,6 +268,15 @@ pub struct TokensArgs {
     /// A file of token ids, a JSON array or separated by commas or white space; - is stdin
     #[arg(long, value_name = "FILE")]
     pub tokens_file: Option<PathBuf>,
+}
+
+/// How a GPU is shared with what else it does.
+#[derive(Debug, clap::Args)]
+pub struct PaceArgs {
+    /// Give GPUs work for 8 ms at a time instead of 30: their screens stay smooth, a long prompt takes a little longer
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false")]
+    #[arg(default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub responsive: bool,
 }
 
 /// How the prompt is cut.

@@ -97,6 +97,7 @@ impl Bench<'_> {
         let (params, weights_bytes) = (files.n_parameters(), files.weights_bytes());
         let kv = self.args.kv.kv.into();
         let opening = Opening {
+            responsive: self.args.pace.responsive,
             devices: &group.devices,
             context: self.context,
             kv,

@@ -15,7 +15,7 @@ use runahead::runahead::search::Found;
 use runahead::runahead::table::{Point, Table};
 use serde::Serialize;
 
-use super::args::KvArgs;
+use super::args::{KvArgs, PaceArgs};
 use super::failure::Failure;
 use super::open;
 use super::output;
@@ -37,6 +37,8 @@ pub struct CalibrateArgs {
     /// Runs of each measurement; the median counts
     #[arg(short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), default_value_t = 3)]
     pub repetitions: u32,
+    #[command(flatten)]
+    pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
     /// JSON instead of text
@@ -110,6 +112,7 @@ fn load(
     let bars = Arc::new(Bars::new());
     let shown = Arc::clone(&bars);
     let engine = files
+        .responsive(args.pace.responsive)
         .devices(ids.iter().copied())
         .context(context)
         .kv(args.kv.kv.into())

@@ -4,8 +4,12 @@
 use clap::Command;
 
 /// Variable, and the argument of every command that has it.
-const VARIABLES: [(&str, &str); 3] =
-    [("RUNAHEAD_MODEL", "model"), ("RUNAHEAD_DEVICES", "devices"), ("RUNAHEAD_KV", "kv")];
+const VARIABLES: [(&str, &str); 4] = [
+    ("RUNAHEAD_MODEL", "model"),
+    ("RUNAHEAD_DEVICES", "devices"),
+    ("RUNAHEAD_KV", "kv"),
+    ("RUNAHEAD_RESPONSIVE", "responsive"),
+];
 
 /// The command line with defaults from `value`, which gives a variable's value.
 pub fn with_defaults(mut command: Command, value: impl Fn(&str) -> Option<String>) -> Command {
@@ -59,6 +63,21 @@ mod tests {
         assert!(matches!(parse(&environment, &["runahead", "verify"]), Ok(Parsed::Verify(_))));
         let Ok(Parsed::Pull(pull)) = parse(&environment, &["runahead", "pull"]) else { panic!() };
         assert_eq!(pull.model, "smollm2");
+    }
+
+    #[test]
+    fn a_flag_may_stand_in_the_environment_and_be_taken_back() {
+        let responsive = |environment: &[(&str, &str)], typed: &[&str]| {
+            let args = [&["runahead", "generate", "-p", "x"], typed].concat();
+            let Ok(Parsed::Generate(args)) = parse(environment, &args) else { panic!("{typed:?}") };
+            args.session.pace.responsive
+        };
+        assert!(!responsive(&[], &[]) && responsive(&[], &["--responsive"]));
+        let set = [("RUNAHEAD_RESPONSIVE", "1")];
+        assert!(
+            responsive(&set, &[]) && responsive(&set, &["--responsive"]) && !responsive(&set, &["--responsive=no"])
+        );
+        assert!(parse(&[("RUNAHEAD_RESPONSIVE", "perhaps")], &["runahead", "generate", "-p", "x"]).is_err());
     }
 
     #[test]

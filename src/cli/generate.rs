@@ -42,6 +42,7 @@ pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
 
     let bars = Arc::new(Bars::new());
     let opening = Opening {
+        responsive: args.session.pace.responsive,
         devices: &plan.devices,
         context: plan.context,
         kv: args.session.kv.kv.into(),

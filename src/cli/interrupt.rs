@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::output;
 
 /// How long an interrupted command may take to end by itself. Work that a driver has taken cannot be called back, and a device waits for it when it
-/// is closed: one layer of a long prompt is many seconds on a software GPU.
+/// is closed: two submissions as a rule, more where a driver hangs.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// What signals end.

@@ -8,7 +8,7 @@ use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, Engine, EngineBuilder, Experiment, default_devices, devices};
 use runahead::error::Error;
 
-use super::args::{KvArgs, ModelArgs};
+use super::args::{KvArgs, ModelArgs, PaceArgs};
 use super::failure::Failure;
 use super::output;
 use super::progress::Bars;
@@ -40,6 +40,7 @@ pub fn named_or_default(named: &[DeviceId]) -> Vec<DeviceId> {
 
 /// What an engine is opened with.
 pub struct Opening<'a> {
+    pub responsive: bool,
     pub devices: &'a [DeviceId],
     pub context: usize,
     pub kv: KvDtype,
@@ -56,6 +57,7 @@ pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Fai
         Err(_) => files,
     };
     let opened = files
+        .responsive(opening.responsive)
         .devices(opening.devices.iter().copied())
         .context(opening.context)
         .kv(opening.kv)
@@ -72,12 +74,14 @@ pub fn plainly(
     files: EngineBuilder,
     devices: &[DeviceId],
     kv: &KvArgs,
+    pace: &PaceArgs,
     context: usize,
     cancel: &Cancel,
 ) -> Result<(Engine, Arc<Bars>), Failure> {
     let bars = Arc::new(Bars::new());
     let experiment = Experiment::default();
-    let opening = Opening { devices, context, kv: kv.kv.into(), experiment, cancel, bars: &bars };
+    let responsive = pace.responsive;
+    let opening = Opening { devices, context, kv: kv.kv.into(), responsive, experiment, cancel, bars: &bars };
     Ok((engine(files, &opening)?, bars))
 }
 

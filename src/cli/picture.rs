@@ -6,7 +6,7 @@ use std::ops::Range;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use runahead::engine::{AdapterReport, PrefillReport};
-use runahead::runahead::trace::{What, on_device};
+use runahead::runahead::trace::{What, on_device, stages};
 
 use super::failure::Failure;
 
@@ -58,7 +58,7 @@ pub fn timeline(report: &PrefillReport) -> Result<String, Failure> {
         draw_lanes(&above, report, times.clone())?;
         let reached = |a: &AdapterReport| Series {
             name: a.name.clone(),
-            points: a.log.spans.iter().map(|s| (s.end.as_secs_f64() * 1e3, s.stage as f64 + 1.0)).collect(),
+            points: stages(&a.log.spans).iter().map(|s| (s.end.as_secs_f64() * 1e3, s.stage as f64 + 1.0)).collect(),
         };
         let series: Vec<Series> = report.adapters.iter().map(reached).collect();
         draw_series(&below, "", ("ms", "layers reached"), times, &series, None)

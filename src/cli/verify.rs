@@ -46,6 +46,7 @@ pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
 
     let bars = Arc::new(Bars::new());
     let opening = |devices| Opening {
+        responsive: args.pace.responsive,
         devices,
         context,
         kv: args.kv.kv.into(),

@@ -10,6 +10,7 @@ use crate::runahead::cost::{AdapterCost, CostModel, Fit, Lane, Sample, Shape, me
 use crate::runahead::partition::{Split, n_granules};
 use crate::runahead::search::{Found, Problem, search, search_simulated};
 use crate::runahead::table::Point;
+use crate::runahead::trace;
 
 /// Chunks timed behind each chunk: the same lengths behind different prefixes tell attention from the products.
 const CHUNKS: [usize; 3] = [GRANULE, 64, 256];
@@ -202,7 +203,7 @@ impl Bench<'_> {
         Ok(runs.iter().filter(|run| !run.is_empty()).map(sample).collect())
     }
 
-    /// Times one chunk. Submission 0 is the first half of a layer, the last one ends with the token; those between are whole layers.
+    /// Times one chunk. Stage 0 is the first half of a layer, the last one ends with the token; those between are whole layers.
     fn chunk(&self, session: &mut Session, tokens: usize) -> Result<Sample> {
         let prefix = session.n_tokens();
         let options = Options { max_tokens: 1, mode: Mode::Single, ..Options::default() };
@@ -211,7 +212,7 @@ impl Bench<'_> {
         let spans: Vec<(f64, f64)> = report
             .adapters
             .iter()
-            .flat_map(|a| &a.log.spans)
+            .flat_map(|a| trace::stages(&a.log.spans))
             .map(|s| (s.start.as_secs_f64(), s.end.as_secs_f64()))
             .collect();
         let (Some(first), Some(whole)) = (spans.first(), spans.len().checked_sub(2).filter(|&n| n > 0)) else {

@@ -1,19 +1,22 @@
 //! One layer's operations in order, recorded for a share of rows.
 //!
 //! A layer is recorded in two halves, because the hand-off falls between them: [`Model::qkv`] makes the share's own K/V rows and needs nobody,
-//! [`Model::attend`] needs the rows of all earlier tokens.
+//! [`Model::attend`] needs the rows of all earlier tokens. What is too much for one submission is cut by the [`Batch`] that it is recorded in: between
+//! operations, by rows, and attention by K/V heads where the rows of one tile are too much.
 
 use std::ops::Range;
 
 use crate::config::{Mlp, Residual, RopePairs};
-use crate::dims::Piece;
+use crate::dims::{GRANULE, Piece};
+use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::kernels::{
     ArgMax, Attention, AttentionDecode, Embed, Epilogue, HeadNorm, Kernels, Norm, Phase, Product, RopeCache,
     ScoreRules, SoftCap,
 };
+use crate::model::pace::{HEAD_STEPS, ROW_STEPS, Work};
 use crate::model::scratch::HEAD_ROWS;
-use crate::model::{KvCache, Linear, Model, NormWeights, Scratch};
+use crate::model::{Batch, KvCache, Linear, Model, NormWeights, Scratch};
 
 /// Which scores attention computes. No bit depends on it: those that the mask hides are computed in vain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,20 +51,21 @@ impl<K: Kernels> Model<K> {
     ///
     /// # Errors
     /// The device's, here and below: a size that does not fit its tensor.
-    pub fn embed(&self, rec: &mut K::Recording, s: &Scratch<K>, n: usize) -> Result<()> {
-        self.embed_ids(rec, &s.ids, s, n)
+    pub fn embed(&self, batch: &mut Batch<'_, K>, s: &Scratch<K>, n: usize) -> Result<()> {
+        self.embed_ids(batch, &s.ids, s, n)
     }
 
     /// Embeds, as row 0, the token that [`Model::greedy`] has chosen last.
     ///
     /// # Errors
     /// See [`Model::embed`].
-    pub fn embed_chosen(&self, rec: &mut K::Recording, s: &Scratch<K>) -> Result<()> {
-        self.embed_ids(rec, &s.token, s, 1)
+    pub fn embed_chosen(&self, batch: &mut Batch<'_, K>, s: &Scratch<K>) -> Result<()> {
+        self.embed_ids(batch, &s.token, s, 1)
     }
 
-    fn embed_ids(&self, rec: &mut K::Recording, ids: &K::Tensor, s: &Scratch<K>, rows: usize) -> Result<()> {
+    fn embed_ids(&self, batch: &mut Batch<'_, K>, ids: &K::Tensor, s: &Scratch<K>, rows: usize) -> Result<()> {
         let (table, out, scale) = (&self.embedding, &s.x, self.config.embedding_scale);
+        let rec = batch.add_whole(Work::elements((rows * self.config.hidden) as f64))?;
         self.kernels.embed(rec, Embed { ids, table, out, rows, scale })
     }
 
@@ -71,41 +75,45 @@ impl<K: Kernels> Model<K> {
     /// See [`Model::embed`].
     pub fn qkv(
         &self,
-        rec: &mut K::Recording,
+        batch: &mut Batch<'_, K>,
         layer: usize,
         s: &Scratch<K>,
         cache: &KvCache<K>,
         pieces: &[Piece],
         phase: Phase,
     ) -> Result<()> {
-        let (k, w) = (&self.kernels, &self.layers[layer]);
+        let w = &self.layers[layer];
         let rope = self.config.layers[layer].rope;
         let angles = rope.and_then(|i| Some((&self.config.ropes[i], self.angles.get(i)?)));
         let (rotary, pairs) = angles.map_or((0, RopePairs::Halves), |(rope, _)| (rope.rotary, rope.pairs));
         let eps = self.config.norm_eps;
         let n = pieces.iter().map(|p| p.len()).sum();
         if w.mlp_norm.is_some() {
-            self.normed(rec, s, &w.attn_norm, (&w.qkv, &s.qkv), 0..n, Epilogue::Store, phase)?;
+            self.normed(batch, s, &w.attn_norm, (&w.qkv, &s.qkv), 0..n, Epilogue::Store, phase)?;
         } else {
             // The MLP takes these rows, too.
-            self.norm(rec, s, &w.attn_norm, 0..n)?;
-            self.multiply(rec, &s.h, &w.qkv, (&s.qkv, 0), 0..n, Epilogue::Store, phase)?;
+            self.norm(batch, s, &w.attn_norm, 0..n)?;
+            self.multiply(batch, &s.h, &w.qkv, (&s.qkv, 0), 0..n, Epilogue::Store, phase)?;
         }
+        let work = |rows: Range<usize>| Work::elements((rows.len() * self.dims.qkv_width()) as f64);
         for (rows, piece) in rows_of(pieces) {
-            let op = RopeCache {
-                qkv: &s.qkv,
-                angles: angles.map_or(&self.no_angles, |(_, angles)| angles),
-                k: cache.k(layer),
-                v: cache.v(layer),
-                ring: self.config.layers[layer].window.is_some(),
-                rows,
-                position: piece.start,
-                dims: self.dims,
-                pairs,
-                rotary,
-                norm: w.head_norms.as_ref().map(|[q, k]| HeadNorm { q, k, eps }),
-            };
-            k.rope_cache(rec, op)?;
+            let mut left = rows.clone();
+            while let Some(part) = batch.next(&mut left, &ROW_STEPS, work)? {
+                let op = RopeCache {
+                    qkv: &s.qkv,
+                    angles: angles.map_or(&self.no_angles, |(_, angles)| angles),
+                    k: cache.k(layer),
+                    v: cache.v(layer),
+                    ring: self.config.layers[layer].window.is_some(),
+                    rows: part.clone(),
+                    position: piece.start + (part.start - rows.start),
+                    dims: self.dims,
+                    pairs,
+                    rotary,
+                    norm: w.head_norms.as_ref().map(|[q, k]| HeadNorm { q, k, eps }),
+                };
+                self.kernels.rope_cache(batch.add(work(part)), op)?;
+            }
         }
         Ok(())
     }
@@ -116,7 +124,7 @@ impl<K: Kernels> Model<K> {
     /// See [`Model::embed`].
     pub fn attend(
         &self,
-        rec: &mut K::Recording,
+        batch: &mut Batch<'_, K>,
         layer: usize,
         s: &Scratch<K>,
         cache: &KvCache<K>,
@@ -125,31 +133,44 @@ impl<K: Kernels> Model<K> {
         scores: Scores,
     ) -> Result<()> {
         for (rows, piece) in rows_of(pieces) {
-            let start = rows.start.max(want.start);
-            let end = rows.end.min(want.end);
-            if start >= end {
-                continue;
-            }
-            let op = Attention {
-                qkv: &s.qkv,
-                k: cache.k(layer),
-                v: cache.v(layer),
-                out: &s.attn,
-                rows: start..end,
-                position: piece.start + (start - rows.start),
-                dense_keys: match scores {
-                    Scores::Visible => 0,
-                    Scores::Block => piece.end,
-                    Scores::All(keys) => keys,
-                },
-                dims: self.dims,
-                scale: self.config.attention_scale,
-                rules: self.rules(layer),
-                bias: self.score_bias.as_ref(),
+            let mut left = rows.start.max(want.start)..rows.end.min(want.end);
+            let dense_keys = match scores {
+                Scores::Visible => 0,
+                Scores::Block => piece.end,
+                Scores::All(keys) => keys,
             };
-            self.kernels.attention(rec, op)?;
+            let position = |row: usize| piece.start + (row - rows.start);
+            let rules = self.rules(layer);
+            let work = |part: Range<usize>| {
+                let scores = n_scores(position(part.start)..position(part.end), rules.window, dense_keys);
+                // A row alone takes as long as a tile.
+                let rows_computed = part.len().max(GRANULE) as f64 / part.len() as f64;
+                Work::scores(scores * rows_computed * (2 * self.dims.q_width()) as f64)
+            };
+            while let Some(part) = batch.next(&mut left, &ROW_STEPS, work)? {
+                let n_heads = self.dims.kv_heads;
+                let of_heads = |heads: Range<usize>| work(part.clone()).part(heads.len() as f64 / n_heads as f64);
+                let mut heads_left = 0..n_heads;
+                while let Some(kv_heads) = batch.next(&mut heads_left, &HEAD_STEPS, of_heads)? {
+                    let op = Attention {
+                        qkv: &s.qkv,
+                        k: cache.k(layer),
+                        v: cache.v(layer),
+                        out: &s.attn,
+                        rows: part.clone(),
+                        position: position(part.start),
+                        dense_keys,
+                        kv_heads: kv_heads.clone(),
+                        dims: self.dims,
+                        scale: self.config.attention_scale,
+                        rules,
+                        bias: self.score_bias.as_ref(),
+                    };
+                    self.kernels.attention(batch.add(of_heads(kv_heads)), op)?;
+                }
+            }
         }
-        self.finish(rec, layer, s, want, Phase::Prefill)
+        self.finish(batch, layer, s, want, Phase::Prefill)
     }
 
     /// Second half of a layer for the one row at `position`.
@@ -158,7 +179,7 @@ impl<K: Kernels> Model<K> {
     /// See [`Model::embed`].
     pub fn attend_decode(
         &self,
-        rec: &mut K::Recording,
+        batch: &mut Batch<'_, K>,
         layer: usize,
         s: &Scratch<K>,
         cache: &KvCache<K>,
@@ -176,14 +197,16 @@ impl<K: Kernels> Model<K> {
             rules: self.rules(layer),
             bias: self.score_bias.as_ref(),
         };
+        let keys = position - self.rules(layer).first_key(position) + 1;
+        let rec = batch.add_whole(Work::elements((2 * keys * self.dims.kv_width()) as f64))?;
         self.kernels.attention_decode(rec, op)?;
-        self.finish(rec, layer, s, 0..1, Phase::Decode)
+        self.finish(batch, layer, s, 0..1, Phase::Decode)
     }
 
     /// Output product and MLP, each added to the residual stream.
     fn finish(
         &self,
-        rec: &mut K::Recording,
+        batch: &mut Batch<'_, K>,
         layer: usize,
         s: &Scratch<K>,
         want: Range<usize>,
@@ -193,11 +216,11 @@ impl<K: Kernels> Model<K> {
         // In a parallel block the MLP reads the residual stream as attention found it; where both share a norm, its rows are still in `s.h`.
         let parallel = self.config.residual != Residual::Sequential;
         if let Some(norm) = w.mlp_norm.as_ref().filter(|_| parallel) {
-            self.norm(rec, s, norm, want.clone())?;
+            self.norm(batch, s, norm, want.clone())?;
         }
         let (out, epilogue) = self.branch(s, w.attn_post_norm.is_some());
-        self.multiply(rec, &s.attn, &w.attn_out, (out, want.start), want.clone(), epilogue, phase)?;
-        self.join(rec, s, w.attn_post_norm.as_ref(), want.clone())?;
+        self.multiply(batch, &s.attn, &w.attn_out, (out, want.start), want.clone(), epilogue, phase)?;
+        self.join(batch, s, w.attn_post_norm.as_ref(), want.clone())?;
         let activation = match self.config.mlp {
             Mlp::SwiGlu => Epilogue::SwiGlu,
             Mlp::GeGlu => Epilogue::GeGlu,
@@ -209,12 +232,12 @@ impl<K: Kernels> Model<K> {
             let rows = start..want.end.min(start + most);
             let n = rows.len();
             match w.mlp_norm.as_ref().filter(|_| !parallel) {
-                Some(norm) => self.normed(rec, s, norm, (&w.up, &s.gate), rows.clone(), activation, phase)?,
-                None => self.multiply(rec, &s.h, &w.up, (&s.gate, 0), rows.clone(), activation, phase)?,
+                Some(norm) => self.normed(batch, s, norm, (&w.up, &s.gate), rows.clone(), activation, phase)?,
+                None => self.multiply(batch, &s.h, &w.up, (&s.gate, 0), rows.clone(), activation, phase)?,
             }
-            self.multiply(rec, &s.gate, &w.down, (out, rows.start), 0..n, epilogue, phase)?;
+            self.multiply(batch, &s.gate, &w.down, (out, rows.start), 0..n, epilogue, phase)?;
         }
-        self.join(rec, s, w.mlp_post_norm.as_ref(), want)
+        self.join(batch, s, w.mlp_post_norm.as_ref(), want)
     }
 
     /// Where half a block leaves its result: in the residual stream, or beside it where a norm follows.
@@ -225,13 +248,13 @@ impl<K: Kernels> Model<K> {
     /// The norm behind half a block, added to the residual stream.
     fn join(
         &self,
-        rec: &mut K::Recording,
+        batch: &mut Batch<'_, K>,
         s: &Scratch<K>,
         post_norm: Option<&NormWeights<K>>,
         rows: Range<usize>,
     ) -> Result<()> {
         let Some(norm) = post_norm else { return Ok(()) };
-        self.kernels.norm(rec, Norm { x: &s.branch, out: &s.x, add: true, ..self.norm_op(s, norm, rows) })
+        self.norm_parts(batch, rows, |rows| Norm { x: &s.branch, out: &s.x, add: true, ..self.norm_op(s, norm, rows) })
     }
 
     /// The largest number of rows that [`Model::head`] takes at once.
@@ -241,27 +264,29 @@ impl<K: Kernels> Model<K> {
     ///
     /// # Errors
     /// See [`Model::embed`].
-    pub fn head(&self, rec: &mut K::Recording, s: &Scratch<K>, rows: Range<usize>, phase: Phase) -> Result<()> {
-        self.normed(rec, s, &self.output_norm, (&self.head, &s.logits), rows, Epilogue::Store, phase)
+    pub fn head(&self, batch: &mut Batch<'_, K>, s: &Scratch<K>, rows: Range<usize>, phase: Phase) -> Result<()> {
+        self.normed(batch, s, &self.output_norm, (&self.head, &s.logits), rows, Epilogue::Store, phase)
     }
 
     /// Copies the first `n` rows of logits out, F32 `[n, vocab]`.
     ///
     /// # Errors
     /// See [`Model::embed`].
-    pub fn logits(&self, rec: &mut K::Recording, s: &Scratch<K>, n: usize) -> Result<K::Download> {
+    pub fn logits(&self, batch: &mut Batch<'_, K>, s: &Scratch<K>, n: usize) -> Result<K::Download> {
         let len = n * self.config.vocab;
         if let Some(cap) = self.config.logit_soft_cap {
-            self.kernels.soft_cap(rec, SoftCap { x: &s.logits, len, cap })?;
+            self.kernels.soft_cap(batch.add(Work::elements(len as f64)), SoftCap { x: &s.logits, len, cap })?;
         }
-        self.kernels.download(rec, &s.logits, 0..len)
+        let bytes = (len * Scalar::F32.bytes()) as u64;
+        self.kernels.download(batch.add(Work::copied_bytes(bytes)), &s.logits, 0..len)
     }
 
     /// The id with the largest logit of row 0, U32 `[1]`.
     ///
     /// # Errors
     /// See [`Model::embed`].
-    pub fn greedy(&self, rec: &mut K::Recording, s: &Scratch<K>) -> Result<K::Download> {
+    pub fn greedy(&self, batch: &mut Batch<'_, K>, s: &Scratch<K>) -> Result<K::Download> {
+        let rec = batch.add(Work::elements(self.config.vocab as f64));
         self.kernels.arg_max(rec, ArgMax { x: &s.logits, row: 0, width: self.config.vocab, out: &s.token })?;
         self.kernels.download(rec, &s.token, 0..1)
     }
@@ -270,8 +295,21 @@ impl<K: Kernels> Model<K> {
         ScoreRules { window: self.config.layers[layer].window, soft_cap: self.config.attention_soft_cap }
     }
 
-    fn norm(&self, rec: &mut K::Recording, s: &Scratch<K>, norm: &NormWeights<K>, rows: Range<usize>) -> Result<()> {
-        self.kernels.norm(rec, self.norm_op(s, norm, rows))
+    fn norm(&self, batch: &mut Batch<'_, K>, s: &Scratch<K>, norm: &NormWeights<K>, rows: Range<usize>) -> Result<()> {
+        self.norm_parts(batch, rows, |rows| self.norm_op(s, norm, rows))
+    }
+
+    fn norm_parts<'a>(
+        &self,
+        batch: &mut Batch<'_, K>,
+        mut rows: Range<usize>,
+        op: impl Fn(Range<usize>) -> Norm<'a, K>,
+    ) -> Result<()> {
+        let work = |rows: Range<usize>| Work::elements((rows.len() * self.config.hidden) as f64);
+        while let Some(part) = batch.next(&mut rows, &ROW_STEPS, work)? {
+            self.kernels.norm(batch.add(work(part.clone())), op(part))?;
+        }
+        Ok(())
     }
 
     /// A norm of the residual stream.
@@ -292,7 +330,7 @@ impl<K: Kernels> Model<K> {
     /// A norm of `rows` of the residual stream and their product, into `out` from its first row on.
     fn normed(
         &self,
-        rec: &mut K::Recording,
+        batch: &mut Batch<'_, K>,
         s: &Scratch<K>,
         norm: &NormWeights<K>,
         (linear, out): (&Linear<K>, &K::Tensor),
@@ -300,14 +338,22 @@ impl<K: Kernels> Model<K> {
         epilogue: Epilogue,
         phase: Phase,
     ) -> Result<()> {
-        let product = self.product_op(&s.h, linear, (out, 0), rows.clone(), epilogue, phase);
-        self.kernels.norm_product(rec, self.norm_op(s, norm, rows), product)
+        let normed = |rows: Range<usize>| Work::elements((rows.len() * self.config.hidden) as f64);
+        let work = |rows: Range<usize>| normed(rows.clone()) + linear.work(rows);
+        let mut left = rows.clone();
+        while let Some(part) = batch.next(&mut left, &ROW_STEPS, work)? {
+            let out_row = part.start - rows.start;
+            let product = self.product_op(&s.h, linear, (out, out_row), part.clone(), epilogue, phase);
+            let rec = batch.add(work(part.clone()));
+            self.kernels.norm_product(rec, self.norm_op(s, norm, part), product)?;
+        }
+        Ok(())
     }
 
     /// A product of `rows` of `x`; the first result goes into row `out.1` of `out.0`.
     fn multiply(
         &self,
-        rec: &mut K::Recording,
+        batch: &mut Batch<'_, K>,
         x: &K::Tensor,
         linear: &Linear<K>,
         out: (&K::Tensor, usize),
@@ -315,7 +361,13 @@ impl<K: Kernels> Model<K> {
         epilogue: Epilogue,
         phase: Phase,
     ) -> Result<()> {
-        self.kernels.product(rec, self.product_op(x, linear, out, rows, epilogue, phase))
+        let mut left = rows.clone();
+        while let Some(part) = batch.next(&mut left, &ROW_STEPS, |rows| linear.work(rows))? {
+            let out = (out.0, out.1 + (part.start - rows.start));
+            let rec = batch.add(linear.work(part.clone()));
+            self.kernels.product(rec, self.product_op(x, linear, out, part, epilogue, phase))?;
+        }
+        Ok(())
     }
 
     fn product_op<'a>(
@@ -329,5 +381,45 @@ impl<K: Kernels> Model<K> {
     ) -> Product<'a, K> {
         let (weight, bias) = (&linear.weight, linear.bias.as_ref());
         Product { x, weight, bias, out: out.0, rows, out_row: out.1, epilogue, phase }
+    }
+}
+
+impl<K: Kernels> Linear<K> {
+    /// What a product of these rows is. A few take as long as it takes to read the weights.
+    fn work(&self, rows: Range<usize>) -> Work {
+        match rows.len() {
+            0..GRANULE => Work::elements(self.n_elements as f64),
+            n => Work::products(n as f64 * self.n_elements as f64),
+        }
+    }
+}
+
+/// Scores that attention computes for rows at these positions, for one head: each row's visible keys, or `dense_keys` of them where those are more,
+/// less what the window has passed.
+fn n_scores(positions: Range<usize>, window: Option<usize>, dense_keys: usize) -> f64 {
+    let triangle = |n: usize| n as f64 * (n as f64 + 1.0) / 2.0;
+    let up_to = |n: usize| {
+        let dense = n.min(dense_keys);
+        let computed = dense as f64 * dense_keys as f64 + triangle(n) - triangle(dense);
+        computed - window.map_or(0.0, |window| triangle(n.saturating_sub(window)))
+    };
+    up_to(positions.end) - up_to(positions.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_counted_as_they_are_computed() {
+        for positions in [0..1, 0..100, 17..50, 90..300] {
+            for window in [None, Some(1), Some(40), Some(1000)] {
+                for dense_keys in [0, 10, 60, 500] {
+                    let first = |p: usize| window.map_or(0, |w| (p + 1).saturating_sub(w));
+                    let want: usize = positions.clone().map(|p| (p + 1).max(dense_keys) - first(p)).sum();
+                    assert_eq!(n_scores(positions.clone(), window, dense_keys), want as f64);
+                }
+            }
+        }
     }
 }

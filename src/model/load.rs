@@ -1,6 +1,7 @@
 //! Weights from a file onto a device.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use half::bf16;
 
@@ -10,13 +11,15 @@ use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::kernels::{HeadDims, Kernels, MatrixSource};
 use crate::model::sources::{LayerSource, LinearSource, NormSource, Sources};
-use crate::model::{Layer, Linear, Model, NormWeights, memory};
+use crate::model::{Layer, Linear, Model, NormWeights, Pace, memory};
 use crate::weights::Weights;
 
 /// How a model is loaded.
 pub struct LoadOptions<'a> {
     /// Tokens that positions are prepared for.
     pub context: usize,
+    /// How long one submission may take. `None` where a long one harms nobody: a device that looks at the cancel by itself.
+    pub submission: Option<Duration>,
     /// Looked at between tensors.
     pub cancel: &'a Cancel,
     /// Called with bytes of the file done and in all.
@@ -48,7 +51,7 @@ impl<K: Kernels> Upload<'_, K> {
 
     fn linear(&mut self, label: &str, source: &LinearSource) -> Result<Linear<K>> {
         let bias = source.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
-        Ok(Linear { weight: self.matrix(label, &source.matrix)?, bias })
+        Ok(Linear { weight: self.matrix(label, &source.matrix)?, bias, n_elements: n_elements(&source.matrix) })
     }
 
     fn norm(&self, source: &NormSource) -> Result<NormWeights<K>> {
@@ -81,6 +84,10 @@ fn bytes(source: &MatrixSource) -> u64 {
     source.parts.iter().map(|tensor| tensor.data.len() as u64).sum()
 }
 
+fn n_elements(source: &MatrixSource) -> usize {
+    source.parts.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+}
+
 impl<K: Kernels> Model<K> {
     /// Checks every tensor and the memory, then uploads.
     ///
@@ -109,7 +116,7 @@ impl<K: Kernels> Model<K> {
         let embedding = upload.matrix("embedding", &embedding)?;
         let head = match head {
             Some(head) => upload.linear("head", &head)?,
-            None => Linear { weight: embedding.clone(), bias: None },
+            None => Linear { weight: embedding.clone(), bias: None, n_elements: config.hidden * config.vocab },
         };
         let layers = layers.iter().map(|layer| upload.layer(layer)).collect::<Result<_>>()?;
         let output_norm = upload.norm(&output_norm)?;
@@ -121,6 +128,7 @@ impl<K: Kernels> Model<K> {
             no_angles: kernels.tensor("no angles", Scalar::F32, 4)?,
             score_bias: alibi.transpose()?,
             dims: HeadDims { heads: config.n_heads, kv_heads: config.n_kv_heads, head_dim: config.head_dim },
+            pace: Pace::new(options.submission),
             context: options.context,
             embedding,
             head,

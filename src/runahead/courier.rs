@@ -1,14 +1,17 @@
 //! The courier: the thread of an adapter that waits for its device and moves finished rows to the board.
 //!
-//! It takes submissions in the order in which the worker made them, over a channel of one: with the one being waited for, two are in flight, so
-//! the device never idles for want of work and never holds more than two submissions when a cancel comes.
+//! It takes submissions in the order in which the worker made them, and says at once when one has ended, so that the worker may submit another while
+//! the rows are being moved.
 
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::kernels::Kernels;
+use crate::model::Model;
+use crate::model::pace::Work;
 use crate::runahead::experiment::{Sent, ShapedLane};
 use crate::runahead::link::{self, Address, Export};
+use crate::runahead::queue::Meter;
 use crate::runahead::schedule::Route;
 use crate::runahead::trace::{Event, What};
 use crate::runahead::worker::ShareJob;
@@ -17,8 +20,14 @@ use crate::runahead::worker::ShareJob;
 pub struct Flight<K: Kernels> {
     /// Stage `s` is the attention and MLP of layer `s - 1` and the K/V rows of layer `s`: `exports` belong to layer `s`.
     pub stage: usize,
-    /// When the worker handed it over.
+    /// Whether the stage ends with it; a stage that is too long for one submission has several.
+    pub ends_stage: bool,
+    /// When the worker began to hand it over.
     pub submitted_at: Instant,
+    /// When the device had it.
+    pub queued_at: Instant,
+    /// What it holds.
+    pub work: Work,
     /// The point in the device's queue.
     pub point: K::Submitted,
     /// Rows to publish.
@@ -28,8 +37,10 @@ pub struct Flight<K: Kernels> {
 /// One submission as it went.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
-    /// The stage: the number of layers done when it ended.
+    /// The stage: the number of layers done when it has ended.
     pub stage: usize,
+    /// Whether the stage ended with it.
+    pub ends_stage: bool,
     /// When it was handed to the device, from the start of the prefill.
     pub start: Duration,
     /// When the host saw it done.
@@ -47,29 +58,36 @@ pub struct CourierLog {
     pub published_bytes: u64,
 }
 
-/// Runs until the worker drops its end of `flights`. `done` is called with the number of layers finished.
+/// Runs until the worker drops its end of `flights`. `landed` hears of each submission that has ended; `done` is called with the number of layers
+/// finished.
 ///
 /// # Errors
 /// A cancel, a lost adapter, a full board.
 pub fn run<K: Kernels>(
-    kernels: &K,
+    model: &Model<K>,
     job: &ShareJob<'_>,
     flights: &flume::Receiver<Flight<K>>,
+    landed: flume::Sender<()>,
     done: &dyn Fn(usize),
 ) -> Result<CourierLog> {
-    let mut courier = Courier { kernels, job, lane: job.experiment.down(job.me), log: CourierLog::default() };
+    let (meter, lane) = (Meter::default(), job.experiment.down(job.me));
+    let mut courier = Courier { model, job, meter, landed, lane, log: CourierLog::default() };
     // A worker that waits for other adapters may send nothing for longer than any one wait's limit.
     while let Some(flight) = job.wait.recv_patiently(flights)? {
-        let stage = flight.stage;
+        let done_stage = flight.ends_stage.then_some(flight.stage);
         courier.land(flight)?;
-        done(stage);
+        if let Some(stage) = done_stage {
+            done(stage);
+        }
     }
     Ok(courier.log)
 }
 
 struct Courier<'a, K: Kernels> {
-    kernels: &'a K,
+    model: &'a Model<K>,
     job: &'a ShareJob<'a>,
+    meter: Meter,
+    landed: flume::Sender<()>,
     lane: Option<ShapedLane>,
     log: CourierLog,
 }
@@ -77,15 +95,17 @@ struct Courier<'a, K: Kernels> {
 impl<K: Kernels> Courier<'_, K> {
     fn land(&mut self, flight: Flight<K>) -> Result<()> {
         let (job, layer) = (self.job, flight.stage);
-        self.kernels.wait(&flight.point, &job.wait)?;
+        self.meter.wait(self.model, &flight.point, (flight.queued_at, flight.work), &job.wait)?;
+        // A worker that has ended needs no more room.
+        let _ = self.landed.send(());
         let start = flight.submitted_at.duration_since(job.started);
         let ready = job.started.elapsed();
-        self.log.spans.push(Span { stage: layer, start, end: ready });
+        self.log.spans.push(Span { stage: layer, ends_stage: flight.ends_stage, start, end: ready });
         let sent = self.sent(&flight.exports, layer, ready);
         for (export, sent) in flight.exports.into_iter().zip(sent) {
             let (piece, bytes, start) = (export.piece, export.bytes, job.started.elapsed());
             let to = Address { board: job.board, from: job.me, layer, sent };
-            link::publish(self.kernels, export, &flight.point, &to, &job.wait)?;
+            link::publish(&**self.model.kernels(), export, &flight.point, &to, &job.wait)?;
             self.log.published_bytes += bytes;
             let end = job.started.elapsed();
             self.log.events.push(Event { what: What::Publish, layer, piece: Some(piece), bytes, start, end });

@@ -1,5 +1,6 @@
 //! A node: one adapter with a loaded model and, per session, a cache. Hides the kind of device, so that a chain may mix them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cancel::Wait;
@@ -7,7 +8,9 @@ use crate::dims::Piece;
 use crate::dtype::KvDtype;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
-use crate::model::{CacheSize, KvCache, Model, Scratch, Slots, memory};
+use crate::model::pace::{ROW_STEPS, Work};
+use crate::model::{Batch, CacheSize, KvCache, Model, Scratch, Slots, memory};
+use crate::runahead::queue::{Direct, InFlight};
 use crate::runahead::worker::{self, Output, ShareJob, ShareLog, Want};
 
 /// An adapter with a loaded model; opens any number of sessions.
@@ -98,7 +101,14 @@ impl<K: Kernels> Adapter for Loaded<K> {
         memory::check(&**model.kernels(), "cache", bytes)?;
         let cache = model.cache(size, kv)?;
         let scratch = model.scratch(1)?;
-        Ok(Box::new(DeviceNode { name: self.name.clone(), model, cache, scratch, ahead: None, abandoned: None }))
+        Ok(Box::new(DeviceNode {
+            name: self.name.clone(),
+            model,
+            cache,
+            scratch,
+            in_flight: InFlight::new(),
+            ahead: None,
+        }))
     }
 }
 
@@ -107,10 +117,10 @@ struct DeviceNode<K: Kernels> {
     model: Arc<Model<K>>,
     cache: KvCache<K>,
     scratch: Scratch<K>,
+    /// Steps that the device works on.
+    in_flight: InFlight<K>,
     /// The next token's step, where the device has begun with it.
     ahead: Option<Step<K>>,
-    /// The end of a step that nobody asked for: it may still write its row.
-    abandoned: Option<K::Submitted>,
 }
 
 /// One token on its way through the model.
@@ -121,41 +131,41 @@ struct Step<K: Kernels> {
     want: Want,
     download: K::Download,
     point: K::Submitted,
+    /// The number of its last submission.
+    last: usize,
+    /// Whether one submission holds all of it.
+    is_whole: bool,
 }
 
 impl<K: Kernels> DeviceNode<K> {
-    /// Submits a token's work. It reads its id where the host wrote it (`Some`), or where the step before leaves it (`None`).
-    fn step(&self, token: Option<u32>, position: usize, want: Want, wait: &Wait) -> Result<Step<K>> {
-        let (model, s, cache) = (&*self.model, &self.scratch, &self.cache);
-        let row = [Piece::new(position, position + 1)];
-        let mut rec = model.kernels().begin();
-        match token {
-            Some(token) => {
-                model.set_tokens(s, &[token])?;
-                model.embed(&mut rec, s, 1)?;
-            }
-            None => model.embed_chosen(&mut rec, s)?,
-        }
-        for layer in 0..model.config().n_layers {
-            model.qkv(&mut rec, layer, s, cache, &row, Phase::Decode)?;
-            model.attend_decode(&mut rec, layer, s, cache, position)?;
-        }
-        model.head(&mut rec, s, 0..1, Phase::Decode)?;
-        let download = worker::record_row(model, &mut rec, s, want)?;
-        let point = model.kernels().submit(rec, wait)?;
-        Ok(Step { position, token, want, download, point })
-    }
-
     /// Bytes of a cache of this size.
     fn bytes_of(&self, size: CacheSize) -> u64 {
         memory::cache_bytes(self.model.config(), size, self.cache.dtype(), self.model.kernels().key_tile())
     }
 
-    /// What the device has begun to do ahead is not wanted any more.
-    fn abandon(&mut self) {
-        if let Some(step) = self.ahead.take() {
-            self.abandoned = Some(step.point);
+    /// Submits a token's work. It reads its id where the host wrote it (`Some`), or where the step before leaves it (`None`).
+    fn step(&mut self, token: Option<u32>, position: usize, want: Want, wait: &Wait) -> Result<Step<K>> {
+        let (model, s, cache) = (&*self.model, &self.scratch, &self.cache);
+        let row = [Piece::new(position, position + 1)];
+        let before = self.in_flight.n_submitted();
+        let mut queue = Direct::new(model, wait, &mut self.in_flight);
+        let mut batch = Batch::new(&**model.kernels(), model.pace(), &mut queue);
+        match token {
+            Some(token) => {
+                model.set_tokens(s, &[token])?;
+                model.embed(&mut batch, s, 1)?;
+            }
+            None => model.embed_chosen(&mut batch, s)?,
         }
+        for layer in 0..model.config().n_layers {
+            model.qkv(&mut batch, layer, s, cache, &row, Phase::Decode)?;
+            model.attend_decode(&mut batch, layer, s, cache, position)?;
+        }
+        model.head(&mut batch, s, 0..1, Phase::Decode)?;
+        let download = worker::record_row(model, &mut batch, s, want)?;
+        let rest = batch.finish();
+        let (point, last) = queue.end(rest)?;
+        Ok(Step { position, token, want, download, point, last, is_whole: last == before + 1 })
     }
 }
 
@@ -199,7 +209,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn prepare(&mut self, rows: usize) -> Result<()> {
-        self.abandon();
+        self.ahead = None;
         if rows > self.scratch.rows() {
             memory::check(&**self.model.kernels(), "activations", memory::scratch_bytes(&self.model, rows))?;
             self.scratch = self.model.scratch(rows)?;
@@ -208,10 +218,8 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn run(&self, job: &ShareJob<'_>) -> Result<ShareLog> {
-        // Rows of other adapters need not come by the queue that this step is in.
-        if let Some(point) = &self.abandoned {
-            self.model.kernels().wait(point, &job.wait)?;
-        }
+        // A step that nobody asked for may still write its row, and rows of other adapters need not come by the queue that it is in.
+        self.in_flight.idle(&self.model, &job.wait)?;
         worker::run(&self.model, &self.scratch, &self.cache, job, self.name())
     }
 
@@ -221,16 +229,18 @@ impl<K: Kernels> Node for DeviceNode<K> {
             return Err(Error::ContextFull { needed: position + 1, context });
         }
         let begun = self.ahead.take_if(|a| (a.position, a.token, a.want) == (position, Some(token), want));
-        self.abandon();
+        self.ahead = None;
         let step = match begun {
             Some(step) => step,
             None => self.step(Some(token), position, want, wait)?,
         };
         // A token that is chosen on the device can be used there at once: the host prepares the next step while this one runs.
-        let ahead = more && want == Want::Token && self.model.kernels().works_beside_host();
+        // Where a step takes several submissions the next one would have to wait for most of this one, and the token for it.
+        let ahead = more && want == Want::Token && step.is_whole && self.model.kernels().works_beside_host();
         if ahead && position + 1 < context {
             self.ahead = Some(self.step(None, position + 1, want, wait)?);
         }
+        self.in_flight.land(&self.model, step.last, wait)?;
         let output = worker::collect_row(&**self.model.kernels(), step.download, &step.point, wait, want)?;
         if let (Some(ahead), Output::Token(chosen)) = (&mut self.ahead, &output) {
             ahead.token = Some(*chosen);
@@ -239,11 +249,18 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
-        let kernels = self.model.kernels();
-        let mut rec = kernels.begin();
-        let copies = self.cache.download(&**kernels, &mut rec, layer, rows)?;
-        let point = kernels.submit(rec, wait)?;
-        let half = rows.len() * self.cache.row_bytes();
+        let (kernels, half) = (&**self.model.kernels(), rows.len() * self.cache.row_bytes());
+        let work = |rows: Range<usize>| Work::copied_bytes((2 * rows.len() * self.cache.row_bytes()) as u64);
+        let mut in_flight = InFlight::new();
+        let mut queue = Direct::new(&self.model, wait, &mut in_flight);
+        let mut batch = Batch::new(kernels, self.model.pace(), &mut queue);
+        let (mut copies, mut left) = (Vec::new(), rows.start..rows.end);
+        while let Some(part) = batch.next(&mut left, &ROW_STEPS, work)? {
+            let rows = Piece::new(part.start, part.end);
+            copies.extend(self.cache.download(kernels, batch.add(work(part)), layer, rows)?);
+        }
+        let rest = batch.finish();
+        let point = queue.end_and_wait(rest)?;
         let (mut bytes, mut v) = (Vec::with_capacity(2 * half), Vec::with_capacity(half));
         for [of_k, of_v] in copies {
             kernels.collect(of_k, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
@@ -254,7 +271,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
     }
 
     fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
-        self.abandon();
+        self.ahead = None;
         let context = self.cache.size().tokens;
         if rows.end > context {
             return Err(Error::ContextFull { needed: rows.end, context });

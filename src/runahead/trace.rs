@@ -59,14 +59,20 @@ pub fn on_device(spans: &[Span]) -> impl Iterator<Item = Span> + '_ {
     spans.iter().zip(ends).map(|(span, before)| Span { start: span.start.max(before).min(span.end), ..*span })
 }
 
+/// Stages instead of submissions: a stage that took several is there once, from the beginning of the first to the end of the last.
+pub fn stages(spans: &[Span]) -> Vec<Span> {
+    let parts = spans.split_inclusive(|span| span.ends_stage);
+    parts.filter_map(|parts| Some(Span { start: parts.first()?.start, ..*parts.last()? })).collect()
+}
+
 /// The most layers that an adapter was ahead of one behind it in the chain. With a barrier in every layer nobody can be ahead by more than one.
 pub fn run_ahead_layers(adapters: &[&AdapterLog]) -> usize {
     let done_at = |log: &AdapterLog, time: Duration| {
-        log.spans.iter().take_while(|s| s.end <= time).map(|s| s.stage + 1).max().unwrap_or(0)
+        stages(&log.spans).iter().take_while(|s| s.end <= time).map(|s| s.stage + 1).max().unwrap_or(0)
     };
     let mut most = 0;
     for (i, first) in adapters.iter().enumerate() {
-        for span in &first.spans {
+        for span in stages(&first.spans) {
             let later = adapters[i + 1..].iter().map(|log| done_at(log, span.end));
             most = most.max((span.stage + 1).saturating_sub(later.min().unwrap_or(usize::MAX)));
         }
@@ -87,7 +93,13 @@ pub fn chrome(adapters: &[(&str, &AdapterLog)]) -> Value {
         }
         for span in on_device(&log.spans) {
             let name = format!("stage {}", span.stage);
-            events.push(complete(pid, 0, &name, (span.start, span.end), json!({"stage": span.stage})));
+            events.push(complete(
+                pid,
+                0,
+                &name,
+                (span.start, span.end),
+                json!({"stage": span.stage, "ends_stage": span.ends_stage}),
+            ));
         }
         for event in &log.events {
             let name = format!("{} layer {}", event.what.name(), event.layer);
@@ -115,8 +127,13 @@ mod tests {
 
     fn log(stages: &[(usize, u64, u64)]) -> AdapterLog {
         let ms = Duration::from_millis;
-        let spans = stages.iter().map(|&(stage, start, end)| Span { stage, start: ms(start), end: ms(end) }).collect();
-        AdapterLog { spans, events: Vec::new(), published_bytes: 0, fetched_bytes: 0 }
+        let span = |&(stage, start, end)| Span { stage, ends_stage: true, start: ms(start), end: ms(end) };
+        AdapterLog {
+            spans: stages.iter().map(span).collect(),
+            events: Vec::new(),
+            published_bytes: 0,
+            fetched_bytes: 0,
+        }
     }
 
     #[test]
@@ -127,6 +144,17 @@ mod tests {
         // A later adapter that is ahead of an earlier one waits for nothing either, but proves nothing.
         assert_eq!(run_ahead_layers(&[&late, &first]), 0);
         assert_eq!((run_ahead_layers(&[&first]), run_ahead_layers(&[&first, &first])), (0, 0));
+    }
+
+    #[test]
+    fn a_stage_of_several_submissions_counts_once_it_has_ended() {
+        let whole = log(&[(0, 0, 1), (1, 1, 6), (2, 6, 7)]);
+        let mut cut = log(&[(0, 0, 1), (1, 1, 3), (1, 2, 6), (2, 6, 7)]);
+        cut.spans[1].ends_stage = false;
+        assert_eq!(stages(&cut.spans), whole.spans);
+        let late = log(&[(0, 0, 3), (1, 3, 4)]);
+        assert_eq!(run_ahead_layers(&[&cut, &late]), run_ahead_layers(&[&whole, &late]));
+        assert_eq!(stages(&[]), []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The worker: the thread of an adapter that carries out its share of a schedule.
 //!
-//! Layer-major: the whole share passes layer `l` before layer `l + 1`. One submission holds the attention and MLP of layer `l` and the K/V rows of
-//! layer `l + 1`, which leave for the board while later layers are computed. The worker waits for the rows that the schedule says it needs, and
+//! Layer-major: the whole share passes layer `l` before layer `l + 1`. One stage holds the attention and MLP of layer `l` and the K/V rows of
+//! layer `l + 1`, which leave for the board while later layers are computed. A stage is one submission, or several where it would take too long. The worker waits for the rows that the schedule says it needs, and
 //! writes them into its cache while its device is busy with the layer before. In a chain these are rows of *earlier* tokens, so that nobody is
 //! waited for who comes later; where they are everybody's, the wait is the barrier of a collective, and nothing here makes it one.
 //!
@@ -15,11 +15,13 @@ use crate::cancel::Wait;
 use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
-use crate::model::{KvCache, Model, Scores, Scratch};
+use crate::model::pace::Work;
+use crate::model::{Batch, KvCache, Model, Scores, Scratch};
 use crate::runahead::board::{Arrival, Block, Board};
-use crate::runahead::courier::{self, CourierLog, Flight};
+use crate::runahead::courier::{self, CourierLog};
 use crate::runahead::experiment::{Experiment, Sent, ShapedLane};
 use crate::runahead::link::{self, Export};
+use crate::runahead::queue::{self, Direct, InFlight, Queue};
 use crate::runahead::schedule::{Mask, Schedule};
 use crate::runahead::trace::{Event, What};
 
@@ -93,18 +95,24 @@ pub struct ShareLog {
     pub fetched_bytes: u64,
 }
 
-/// A share's state while it runs.
-struct Worker<'a, K: Kernels> {
+/// What a share is and where it is computed: all that stays the same while it runs.
+struct Share<'a, K: Kernels> {
     model: &'a Model<K>,
     scratch: &'a Scratch<K>,
     cache: &'a KvCache<K>,
     job: &'a ShareJob<'a>,
     pieces: Vec<Piece>,
-    flights: flume::Sender<Flight<K>>,
     /// Pieces that go out of this adapter at each layer.
     sends: Vec<usize>,
     /// Whether pieces of others are among them.
     hands_on: bool,
+}
+
+/// A share's state while it runs.
+struct Worker<'a, K: Kernels> {
+    share: Share<'a, K>,
+    job: &'a ShareJob<'a>,
+    queue: Queue<'a, K>,
     /// The way from the board, where an experiment shapes it.
     lane: Option<ShapedLane>,
     /// Rows of layers that this adapter has not reached yet, and when a shaped link brings them.
@@ -124,19 +132,20 @@ pub fn run<K: Kernels>(
     job: &ShareJob<'_>,
     name: &str,
 ) -> Result<ShareLog> {
-    let (flights, landing) = flume::bounded(1);
-    let pieces: Vec<Piece> = job.schedule.share[job.me].iter().map(|&p| job.schedule.pieces[p]).collect();
+    let (flights, landing) = flume::bounded(queue::CAPACITY);
+    let (tell, landed) = flume::bounded(queue::CAPACITY);
     let n_rows = job.schedule.n_rows(job.me) as u64;
     let done = move |stage: usize| (job.progress)(n_rows * stage as u64);
-    let kernels = &**model.kernels();
     std::thread::scope(|scope| {
         let courier = std::thread::Builder::new()
             .name(format!("courier {name}"))
-            .spawn_scoped(scope, move || courier::run(kernels, job, &landing, &done))
+            .spawn_scoped(scope, move || courier::run(model, job, &landing, tell, &done))
             .map_err(|e| Error::Adapter { adapter: name.to_owned(), reason: format!("no courier thread: {e}") })?;
-        let mut worker = Worker::new(model, scratch, cache, job, pieces, flights);
-        let output = worker.share();
-        let (events, fetched_bytes) = (std::mem::take(&mut worker.events), worker.fetched_bytes);
+        let share = Share::new(model, scratch, cache, job);
+        let mut worker = Worker::new(share, Queue::new(model, job, flights, landed));
+        let output = worker.run();
+        let (mut events, fetched_bytes) = (std::mem::take(&mut worker.events), worker.fetched_bytes);
+        events.append(&mut worker.queue.pauses);
         drop(worker);
         let courier = courier.join().map_err(|_| Error::WorkerDied { adapter: name.to_owned() })?;
         match (output, courier) {
@@ -147,52 +156,80 @@ pub fn run<K: Kernels>(
     })
 }
 
-impl<'a, K: Kernels> Worker<'a, K> {
-    fn new(
-        model: &'a Model<K>,
-        scratch: &'a Scratch<K>,
-        cache: &'a KvCache<K>,
-        job: &'a ShareJob<'a>,
-        pieces: Vec<Piece>,
-        flights: flume::Sender<Flight<K>>,
-    ) -> Self {
+impl<'a, K: Kernels> Share<'a, K> {
+    fn new(model: &'a Model<K>, scratch: &'a Scratch<K>, cache: &'a KvCache<K>, job: &'a ShareJob<'a>) -> Self {
+        let own = &job.schedule.share[job.me];
+        let pieces = own.iter().map(|&p| job.schedule.pieces[p]).collect();
         let sends: Vec<usize> = job.schedule.sends(job.me).into_iter().map(|(piece, _)| piece).collect();
-        let hands_on = sends.iter().any(|p| !job.schedule.share[job.me].contains(p));
-        let lane = job.experiment.up(job.me, job.schedule.n_adapters());
-        let (early, events) = (VecDeque::new(), Vec::new());
-        Self { model, scratch, cache, job, pieces, flights, sends, hands_on, lane, early, events, fetched_bytes: 0 }
+        let hands_on = sends.iter().any(|p| !own.contains(p));
+        Self { model, scratch, cache, job, pieces, sends, hands_on }
     }
 
-    fn share(&mut self) -> Result<Output> {
+    /// The share's tokens into the scratch.
+    fn set_tokens(&self) -> Result<()> {
+        let schedule = self.job.schedule;
+        let of_piece = |p: &Piece| &self.job.tokens[p.start - schedule.past..p.end - schedule.past];
+        let ids: Vec<u32> = self.pieces.iter().flat_map(of_piece).copied().collect();
+        self.model.set_tokens(self.scratch, &ids)
+    }
+
+    /// This share's K/V rows of a layer, and their copies towards the board where somebody reads them and nothing goes before them.
+    fn own_rows(&self, batch: &mut Batch<'_, K>, layer: usize) -> Result<Vec<Export<K>>> {
+        self.model.qkv(batch, layer, self.scratch, self.cache, &self.pieces, Phase::Prefill)?;
+        if self.hands_on { Ok(Vec::new()) } else { self.exports(batch, layer) }
+    }
+
+    fn exports(&self, batch: &mut Batch<'_, K>, layer: usize) -> Result<Vec<Export<K>>> {
+        let export = |&piece: &usize| {
+            let rows = self.job.schedule.rows_sent(self.job.me, piece, layer);
+            let rec = batch.add_whole(Work::copied_bytes(2 * (rows.len() * self.cache.row_bytes()) as u64))?;
+            link::export(&**self.model.kernels(), rec, self.cache, layer, piece, rows)
+        };
+        self.sends.iter().map(export).collect()
+    }
+
+    fn attend(&self, batch: &mut Batch<'_, K>, layer: usize, want: Range<usize>) -> Result<()> {
+        let schedule = self.job.schedule;
+        let scores = match schedule.mask {
+            Mask::Causal => Scores::Visible,
+            Mask::BlockThenMask => Scores::Block,
+            Mask::DenseThenMask => Scores::All(schedule.past + schedule.n_tokens()),
+        };
+        self.model.attend(batch, layer, self.scratch, self.cache, &self.pieces, want, scores)
+    }
+}
+
+impl<'a, K: Kernels> Worker<'a, K> {
+    fn new(share: Share<'a, K>, queue: Queue<'a, K>) -> Self {
+        let job = share.job;
+        let lane = job.experiment.up(job.me, job.schedule.n_adapters());
+        Self { share, job, queue, lane, early: VecDeque::new(), events: Vec::new(), fetched_bytes: 0 }
+    }
+
+    fn run(&mut self) -> Result<Output> {
         let (schedule, n) = (self.job.schedule, self.job.schedule.n_rows(self.job.me));
-        let kinds = &self.model.config().layers;
+        let kinds = &self.share.model.config().layers;
         if let Some(layer) = (0..kinds.len()).find(|&layer| kinds[layer].window != schedule.window(layer)) {
             let (own, other) = (kinds[layer].window, schedule.window(layer));
             return Err(Error::Partition(format!("layer {layer} has the window {own:?}, not {other:?}")));
         }
         let Range { start: first, end } = schedule.layers.clone();
-        let mut rec = self.model.kernels().begin();
-        let ids: Vec<u32> = self
-            .pieces
-            .iter()
-            .flat_map(|p| &self.job.tokens[p.start - schedule.past..p.end - schedule.past])
-            .copied()
-            .collect();
-        self.model.set_tokens(self.scratch, &ids)?;
-        self.model.embed(&mut rec, self.scratch, n)?;
-        let exports = self.own_rows(&mut rec, first)?;
-        self.submit(rec, first, exports)?;
+        self.share.set_tokens()?;
+        self.stage(first, |share, batch| {
+            share.model.embed(batch, share.scratch, n)?;
+            Ok((share.own_rows(batch, first)?, ()))
+        })?;
 
         let last = end - 1;
         for layer in first..last {
             self.receive(layer)?;
             self.hand_on(layer)?;
-            let mut rec = self.model.kernels().begin();
-            self.attend(&mut rec, layer, 0..n)?;
-            let exports = self.own_rows(&mut rec, layer + 1)?;
-            self.submit(rec, layer + 1, exports)?;
+            self.stage(layer + 1, |share, batch| {
+                share.attend(batch, layer, 0..n)?;
+                Ok((share.own_rows(batch, layer + 1)?, ()))
+            })?;
         }
-        if self.job.rows_out != RowsOut::None || self.hands_on {
+        if self.job.rows_out != RowsOut::None || self.share.hands_on {
             self.receive(last)?;
             self.hand_on(last)?;
         }
@@ -203,59 +240,26 @@ impl<'a, K: Kernels> Worker<'a, K> {
         }
     }
 
-    /// This share's K/V rows of a layer, and their copies towards the board where somebody reads them and nothing goes before them.
-    fn own_rows(&self, rec: &mut K::Recording, layer: usize) -> Result<Vec<Export<K>>> {
-        self.model.qkv(rec, layer, self.scratch, self.cache, &self.pieces, Phase::Prefill)?;
-        if self.hands_on { Ok(Vec::new()) } else { self.exports(rec, layer) }
+    /// Records and submits a stage. `stage` counts the layers whose second half is done by then; `record` gives the rows that leave at its end.
+    fn stage<T>(
+        &mut self,
+        stage: usize,
+        record: impl FnOnce(&Share<'a, K>, &mut Batch<'_, K>) -> Result<(Vec<Export<K>>, T)>,
+    ) -> Result<(K::Submitted, T)> {
+        self.queue.begin(stage);
+        let model = self.share.model;
+        let mut batch = Batch::new(&**model.kernels(), model.pace(), &mut self.queue);
+        let (exports, value) = record(&self.share, &mut batch)?;
+        let rest = batch.finish();
+        Ok((self.queue.end(rest, exports)?, value))
     }
 
     /// Sends a layer's received rows on, with this adapter's own behind them.
     fn hand_on(&mut self, layer: usize) -> Result<()> {
-        if !self.hands_on {
+        if !self.share.hands_on {
             return Ok(());
         }
-        let mut rec = self.model.kernels().begin();
-        let exports = self.exports(&mut rec, layer)?;
-        self.submit(rec, layer, exports).map(drop)
-    }
-
-    fn exports(&self, rec: &mut K::Recording, layer: usize) -> Result<Vec<Export<K>>> {
-        let export = |&piece: &usize| {
-            let rows = self.job.schedule.rows_sent(self.job.me, piece, layer);
-            link::export(&**self.model.kernels(), rec, self.cache, layer, piece, rows)
-        };
-        self.sends.iter().map(export).collect()
-    }
-
-    fn attend(&self, rec: &mut K::Recording, layer: usize, want: Range<usize>) -> Result<()> {
-        let schedule = self.job.schedule;
-        let scores = match schedule.mask {
-            Mask::Causal => Scores::Visible,
-            Mask::BlockThenMask => Scores::Block,
-            Mask::DenseThenMask => Scores::All(schedule.past + schedule.n_tokens()),
-        };
-        self.model.attend(rec, layer, self.scratch, self.cache, &self.pieces, want, scores)
-    }
-
-    /// Hands work to the device, and the watch over it to the courier; waits while two submissions are in flight. `stage` counts the layers whose
-    /// second half is done by then.
-    fn submit(&mut self, rec: K::Recording, stage: usize, exports: Vec<Export<K>>) -> Result<K::Submitted> {
-        let submitted_at = Instant::now();
-        let (kernels, wait) = (self.model.kernels(), &self.job.wait);
-        let point = kernels.submit(rec, wait)?;
-        let slowdown = self.job.experiment.slowdown(self.job.me);
-        if slowdown > 1.0 {
-            // In lock step: what the device did during the pause would not be slowed down.
-            kernels.wait(&point, wait)?;
-            let start = self.job.started.elapsed();
-            let worked = start.saturating_sub(submitted_at.duration_since(self.job.started));
-            wait.sleep(worked.mul_f64(slowdown - 1.0))?;
-            self.log(What::Pause, stage, start);
-        }
-        let flight = Flight { stage, submitted_at, point: point.clone(), exports };
-        let taken = wait.send(&self.flights, flight, "the device")?;
-        // A courier that has ended early has the reason; see `run`.
-        if taken { Ok(point) } else { Err(Error::Cancelled) }
+        self.stage(layer, |share, batch| Ok((share.exports(batch, layer)?, ()))).map(drop)
     }
 
     /// All rows that this adapter needs in one layer, into the cache.
@@ -322,12 +326,12 @@ impl<'a, K: Kernels> Worker<'a, K> {
 
     /// Bytes of the K and V rows of a layer.
     fn bytes(&self, rows: Piece) -> u64 {
-        2 * (rows.len() * self.cache.row_bytes()) as u64
+        2 * (rows.len() * self.share.cache.row_bytes()) as u64
     }
 
     fn import(&mut self, block: &Block, piece: Option<usize>, layer: usize, rows: Piece) -> Result<()> {
         let start = self.job.started.elapsed();
-        let bytes = link::import(&**self.model.kernels(), self.cache, layer, block, rows)?;
+        let bytes = link::import(&**self.share.model.kernels(), self.share.cache, layer, block, rows)?;
         self.fetched_bytes += bytes;
         let end = self.job.started.elapsed();
         self.events.push(Event { what: What::Fetch, layer, piece, bytes, start, end });
@@ -355,28 +359,35 @@ impl<'a, K: Kernels> Worker<'a, K> {
 
     /// Second half of the last layer and the head, for the last row alone.
     fn last_row(&mut self, layer: usize, n: usize, want: Want) -> Result<Output> {
-        let mut rec = self.model.kernels().begin();
-        self.attend(&mut rec, layer, n - 1..n)?;
-        self.model.head(&mut rec, self.scratch, n - 1..n, Phase::Prefill)?;
-        let download = record_row(self.model, &mut rec, self.scratch, want)?;
-        let point = self.submit(rec, layer + 1, Vec::new())?;
-        collect_row(&**self.model.kernels(), download, &point, &self.job.wait, want)
+        let (point, download) = self.stage(layer + 1, |share, batch| {
+            share.attend(batch, layer, n - 1..n)?;
+            share.model.head(batch, share.scratch, n - 1..n, Phase::Prefill)?;
+            Ok((Vec::new(), record_row(share.model, batch, share.scratch, want)?))
+        })?;
+        collect_row(&**self.share.model.kernels(), download, &point, &self.job.wait, want)
     }
 
     /// Second half of the last layer and the head, for every row.
     fn all_logits(&mut self, layer: usize, n: usize) -> Result<Output> {
-        let kernels = self.model.kernels();
-        let mut rec = kernels.begin();
-        self.attend(&mut rec, layer, 0..n)?;
-        self.submit(rec, layer + 1, Vec::new())?;
-        let mut logits = Vec::with_capacity(n * self.model.config().vocab);
+        let point = self.stage(layer + 1, |share, batch| {
+            share.attend(batch, layer, 0..n)?;
+            Ok((Vec::new(), ()))
+        });
+        // What follows is timed by itself.
+        self.share.model.kernels().wait(&point?.0, &self.job.wait)?;
+        let Share { model, scratch, .. } = self.share;
+        let kernels = &**model.kernels();
+        let mut logits = Vec::with_capacity(n * model.config().vocab);
+        let mut in_flight = InFlight::new();
         for start in (0..n).step_by(Model::<K>::HEAD_ROWS) {
             let rows = start..n.min(start + Model::<K>::HEAD_ROWS);
             let len = rows.len();
-            let mut rec = kernels.begin();
-            self.model.head(&mut rec, self.scratch, rows, Phase::Prefill)?;
-            let download = self.model.logits(&mut rec, self.scratch, len)?;
-            let point = kernels.submit(rec, &self.job.wait)?;
+            let mut queue = Direct::new(model, &self.job.wait, &mut in_flight);
+            let mut batch = Batch::new(kernels, model.pace(), &mut queue);
+            model.head(&mut batch, scratch, rows, Phase::Prefill)?;
+            let download = model.logits(&mut batch, scratch, len)?;
+            let rest = batch.finish();
+            let point = queue.end_and_wait(rest)?;
             kernels.collect(download, &point, &self.job.wait, &mut |bytes| logits.extend(floats(bytes)))?;
         }
         Ok(Output::Logits(logits))
@@ -386,13 +397,13 @@ impl<'a, K: Kernels> Worker<'a, K> {
 /// Records what is wanted of the first row of logits.
 pub(super) fn record_row<K: Kernels>(
     model: &Model<K>,
-    rec: &mut K::Recording,
+    batch: &mut Batch<'_, K>,
     scratch: &Scratch<K>,
     want: Want,
 ) -> Result<K::Download> {
     match want {
-        Want::Token => model.greedy(rec, scratch),
-        Want::Logits => model.logits(rec, scratch, 1),
+        Want::Token => model.greedy(batch, scratch),
+        Want::Logits => model.logits(batch, scratch, 1),
     }
 }
 

@@ -175,16 +175,21 @@ impl Node for Broken {
     }
 }
 
-fn node<K: Kernels>(kernels: K, slots: Slots) -> Box<dyn Node> {
+fn node<K: Kernels>(kernels: K, slots: Slots, submission: Option<Duration>) -> Box<dyn Node> {
     let files = ModelFiles::open(&reference("llama-mha")).unwrap();
-    let options = LoadOptions { context: 384, cancel: &Cancel::new(), progress: &|_, _| {} };
+    let options = LoadOptions { context: 384, submission, cancel: &Cancel::new(), progress: &|_, _| {} };
     let name = kernels.name().to_owned();
     let model = Model::load(Arc::new(kernels), Arc::new(files.config.clone()), &files.weights, &options).unwrap();
     Loaded { name, model: Arc::new(model) }.open(384, KvDtype::F16, slots).unwrap()
 }
 
 pub fn cpu_node(slots: Slots) -> Box<dyn Node> {
-    node(Cpu::new("cpu", 1).unwrap(), slots)
+    cpu_node_with(slots, None)
+}
+
+/// As [`cpu_node`], with a limit for submissions.
+pub fn cpu_node_with(slots: Slots, submission: Option<Duration>) -> Box<dyn Node> {
+    node(Cpu::new("cpu", 1).unwrap(), slots, submission)
 }
 
 #[test]
@@ -192,8 +197,8 @@ fn a_step_begun_ahead_is_used_or_forgotten() {
     let wait = Wait::new(&Cancel::new());
     let gpu = shared().gpu();
     // What a node gives for the same turns, with and without leave to go on ahead.
-    let play = |more: bool| {
-        let mut node = node(Wgsl::as_on(GpuKind::Discrete, gpu.clone()).unwrap(), Slots::All);
+    let play = |more: bool, submission| {
+        let mut node = node(Wgsl::as_on(GpuKind::Discrete, gpu.clone()).unwrap(), Slots::All, submission);
         let mut chosen = Vec::new();
         let mut decode = |node: &mut Box<dyn Node>, token, position, want| {
             let output = node.decode(token, position, want, more, &wait).unwrap();
@@ -224,7 +229,11 @@ fn a_step_begun_ahead_is_used_or_forgotten() {
         }
         chosen
     };
-    assert_eq!(play(true), play(false));
+    let want = play(false, None);
+    assert_eq!(play(true, None), want);
+    // Steps of many submissions each are not begun ahead, and those of one are.
+    assert_eq!(play(true, Some(Duration::from_micros(1))), want);
+    assert_eq!(play(true, Some(Duration::from_secs(1))), want);
 }
 
 fn run_with(nodes: &mut [&mut dyn Node], lengths: &[usize], cancel: &Cancel) -> Result<chain::Outcome> {

@@ -329,6 +329,7 @@ impl Case {
                 rows: rows.clone(),
                 position,
                 dense_keys: 0,
+                kv_heads: 0..dims.kv_heads,
                 dims,
                 scale,
                 rules: self.rules,

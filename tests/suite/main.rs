@@ -30,6 +30,7 @@ mod sampler;
 mod saved;
 mod shaders;
 mod simulate;
+mod submissions;
 mod templates;
 mod tokenizer;
 mod weights;

@@ -65,7 +65,8 @@ impl Answer {
         this.lock().engine = engine.clone();
         let stream = match engine {
             Some(engine) => engine.stream(prompt, Options::default())?,
-            None => Engine::builder(model)?.devices(chain).stream(prompt, Options::default())?,
+            // The window is drawn by one of these GPUs.
+            None => Engine::builder(model)?.devices(chain).responsive(true).stream(prompt, Options::default())?,
         };
         let events = stream.events().clone();
         this.lock().stream = Some(stream);

@@ -10,7 +10,7 @@ use runahead::dtype::Dtype;
 use runahead::engine::{DeviceId, Mode};
 use runahead::runahead::partition::Split;
 
-use crate::cli::args::{KvArgs, ModelArgs};
+use crate::cli::args::{KvArgs, ModelArgs, PaceArgs};
 use crate::cli::experiment::ExperimentArgs;
 use crate::cli::planning::Cut;
 
@@ -56,6 +56,8 @@ pub struct BenchArgs {
     /// or N0,N1,… in multiples of 16. Collectives have even pieces
     #[arg(long, value_name = "SPLIT", value_parser = Cut::parse)]
     pub split: Option<Cut>,
+    #[command(flatten)]
+    pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
     /// Draw the time to the first token over the prompt length, a line for each way to prefill

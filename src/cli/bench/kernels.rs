@@ -184,9 +184,10 @@ impl Bench<'_> {
                 let (qkv, k, v, out, bias) = (&qkv, &k, &v, &out, None);
                 self.line(case, (flop, Bound::Flop), |kernels, rec, _| {
                     let (rows, dense_keys, dims, scale, rules) = (0..rows, 0, HEADS, SCALE, ScoreRules::default());
+                    let kv_heads = 0..dims.kv_heads;
                     kernels.attention(
                         rec,
-                        Attention { qkv, k, v, out, rows, position, dense_keys, dims, scale, rules, bias },
+                        Attention { qkv, k, v, out, rows, position, dense_keys, kv_heads, dims, scale, rules, bias },
                     )
                 })
             }

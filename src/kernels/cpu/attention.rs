@@ -31,6 +31,7 @@ pub(super) struct Attention {
     /// Rows of the cache, a ring.
     cached: usize,
     dense_keys: usize,
+    kv_heads: Range<usize>,
     dims: HeadDims,
     scale: f32,
     rules: ScoreRules,
@@ -92,6 +93,9 @@ impl Attention {
         if op.rows.start > op.rows.end {
             return Err(op.qkv.fault(format_args!("rows {:?}", op.rows)));
         }
+        if op.kv_heads.start > op.kv_heads.end || op.kv_heads.end > dims.kv_heads {
+            return Err(op.qkv.fault(format_args!("K/V heads {:?} of {}", op.kv_heads, dims.kv_heads)));
+        }
         op.qkv.expect(&[Scalar::F32], op.rows.end, dims.qkv_width())?;
         op.out.expect(&[Scalar::F32], op.rows.end, dims.q_width())?;
         let (keys, ring) = (op.position.saturating_add(op.rows.len()), op.rules.window.is_some());
@@ -108,6 +112,7 @@ impl Attention {
             position: op.position,
             cached,
             dense_keys: op.dense_keys,
+            kv_heads: op.kv_heads.clone(),
             dims,
             scale: op.scale,
             rules: op.rules,
@@ -125,7 +130,8 @@ impl Attention {
         let n_queries = (QUERY_BLOCK / group).max(1);
         let out = &mut out.f32_mut()[self.rows.start * q_width..self.rows.end * q_width];
         let mut tasks = Vec::new();
-        for (head, rows) in columns(out, q_width, group * self.dims.head_dim).into_iter().enumerate() {
+        let of_heads = columns(out, q_width, group * self.dims.head_dim).into_iter().enumerate();
+        for (head, rows) in of_heads.filter(|(head, _)| self.kv_heads.contains(head)) {
             let mut rows = rows.into_iter();
             for first in (0..self.rows.len()).step_by(n_queries) {
                 tasks.push((head, first, rows.by_ref().take(n_queries).collect::<Vec<_>>()));

@@ -31,6 +31,7 @@ pub(super) struct Params {
     soft_cap: f32,
     bias_stride: u32,
     dense_keys: u32,
+    first_head: u32,
     cached: u32,
 }
 
@@ -90,6 +91,9 @@ pub(super) fn check_rules(
 pub(super) fn params(args: Args, kernels: &Wgsl, op: &Attention<'_, Wgsl>) -> Result<Params> {
     let dims = &op.dims;
     args.heads(dims)?;
+    args.ensure(op.kv_heads.start <= op.kv_heads.end && op.kv_heads.end <= dims.kv_heads, || {
+        format!("K/V heads {:?} of {}", op.kv_heads, dims.kv_heads)
+    })?;
     let rows = args.count(&op.rows)?;
     let end = args.end(op.position, rows)?.max(op.dense_keys);
     let ring = op.rules.window.is_some();
@@ -112,8 +116,14 @@ pub(super) fn params(args: Args, kernels: &Wgsl, op: &Attention<'_, Wgsl>) -> Re
         soft_cap: op.rules.soft_cap.unwrap_or(0.0),
         bias_stride: args.u32(bias_stride)?,
         dense_keys: args.u32(op.dense_keys)?,
+        first_head: args.u32(op.kv_heads.start * (dims.heads / dims.kv_heads))?,
         cached,
     })
+}
+
+/// Query heads that are computed.
+pub(super) fn n_heads(args: Args, op: &Attention<'_, Wgsl>) -> Result<u32> {
+    args.u32(op.kv_heads.len() * (op.dims.heads / op.dims.kv_heads))
 }
 
 pub(super) fn bindings<'a>(op: &Attention<'a, Wgsl>) -> Vec<Binding<'a>> {
@@ -126,6 +136,6 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Attention<'_, Wgs
     let params = params(args, kernels, op)?;
     let variant = Variant { activation: kernels.activation, kv, head_dim, bias: op.bias.is_some() };
     let pipeline = kernels.pipeline(Kernel::Attention(variant))?;
-    let grid = [params.rows.div_ceil(ROWS), args.u32(op.dims.heads)?, 1];
+    let grid = [params.rows.div_ceil(ROWS), n_heads(args, op)?, 1];
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings(op), grid)
 }

@@ -1,6 +1,6 @@
 //! Causal attention of many rows on matrix units.
 
-use super::attention::{PARAMS, bindings, params, score_parts};
+use super::attention::{PARAMS, bindings, n_heads, params, score_parts};
 use super::coop::Coop;
 use super::tensor::Args;
 use super::unroll::unroll;
@@ -104,6 +104,6 @@ pub(super) fn record(kernels: &Wgsl, variant: Variant, rec: &mut Recording, op: 
         return Ok(());
     }
     let pipeline = kernels.pipeline(Kernel::AttentionCoop(variant))?;
-    let grid = [params.rows.div_ceil(variant.rows()), args.u32(op.dims.heads)?, 1];
+    let grid = [params.rows.div_ceil(variant.rows()), n_heads(args, op)?, 1];
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings(op), grid)
 }

@@ -80,6 +80,7 @@ fn rows_do_not_depend_on_their_batch() {
                 rows: rows.clone(),
                 position,
                 dense_keys: 0,
+                kv_heads: 0..dims.kv_heads,
                 dims,
                 scale,
                 rules: ScoreRules::default(),

@@ -107,6 +107,7 @@ pub fn saturation<K: Kernels>(k: &K) {
                 rows: 0..rows,
                 position: 0,
                 dense_keys: 0,
+                kv_heads: 0..dims.kv_heads,
                 dims,
                 scale,
                 rules: ScoreRules::default(),
@@ -320,7 +321,7 @@ fn bad_attention<K: Kernels>(k: &K, refusals: &mut Refusals) {
     rope("a position that overflows", &angles, 0..2, usize::MAX, good);
     shapes.iter().for_each(|(what, dims)| rope(what, &angles, 0..1, 0, *dims));
 
-    let mut attention = |what: &str, out: &K::Tensor, rows, position, dims| {
+    let mut attention = |what: &str, out: &K::Tensor, rows, position, dims: HeadDims| {
         let op = Attention {
             qkv: &qkv,
             k: &keys,
@@ -329,6 +330,7 @@ fn bad_attention<K: Kernels>(k: &K, refusals: &mut Refusals) {
             rows,
             position,
             dense_keys: 0,
+            kv_heads: 0..dims.kv_heads,
             dims,
             scale: 0.25,
             rules: ScoreRules::default(),
@@ -407,6 +409,7 @@ pub fn wrong_references_fail<K: Kernels>(k: &K) {
                 rows: 0..2,
                 position,
                 dense_keys: 0,
+                kv_heads: 0..dims.kv_heads,
                 dims,
                 scale,
                 rules: ScoreRules::default(),

@@ -476,6 +476,7 @@ pub fn attention<K: Kernels>(k: &K) {
                 rows: first..first + rows,
                 position,
                 dense_keys: 0,
+                kv_heads: 0..dims.kv_heads,
                 dims,
                 scale,
                 rules,
