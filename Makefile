@@ -18,7 +18,7 @@ test:
 	cargo build --locked --bin runahead --examples
 	@scripts/adapter.sh
 	model=$$(cargo run --locked --quiet -- pull smollm2) && export RUNAHEAD_MODEL="$$model" && \
-		cargo test --locked --lib --bins --tests --examples && \
+		cargo test --locked --lib --bins --tests --examples --bench paper && \
 		cargo test --locked --doc
 	@if [ "$$(uname -s)" != Linux ]; then echo "note: the window's test needs Linux (Xvfb): left out"; \
 	elif ! RUST_MINOR=95 scripts/tools.sh; then echo "note: the window is left out"; \

@@ -18,6 +18,7 @@ mod pipeline;
 mod readback;
 mod recorder;
 mod shader;
+mod timing;
 mod uniforms;
 
 pub use adapter::{GpuAdapter, GpuInfo, GpuKind, enumerate};
@@ -28,6 +29,7 @@ pub use pipeline::Pipeline;
 pub use readback::Download;
 pub use recorder::Recording;
 pub use shader::{Access, CheckedShader, ShaderSpec, check};
+pub use timing::{Stretch, Timing};
 
 #[cfg(test)]
 mod tests {
@@ -113,6 +115,38 @@ mod tests {
         }
         let empty = gpu.buffer("empty", 0).unwrap();
         assert!(read(&gpu, &empty, 0..0).is_empty());
+    }
+
+    #[test]
+    fn a_timed_submission_tells_when_its_parts_ran() {
+        let gpu = gpu();
+        let pipeline = gpu.pipeline(&double_spec()).unwrap();
+        let buffer = gpu.buffer("data", 4096).unwrap();
+        let mut before = Duration::ZERO;
+        for copies in [true, false] {
+            let mut recording = gpu.recording();
+            let timing = recording.timed();
+            for tag in [0, 0, 7, 7, 0] {
+                recording.tag(tag);
+                double(&mut recording, &pipeline, &buffer, 1024);
+            }
+            let _ignored = copies.then(|| recording.download(&buffer, 0..4096).unwrap());
+            let submission = gpu.submit(recording).unwrap();
+            let stretches = gpu.times(&timing, &submission, &wait()).unwrap();
+            let tags = [Some(0), Some(7), Some(0), None];
+            assert_eq!(stretches.iter().map(|s| s.tag).collect::<Vec<_>>(), tags[..3 + usize::from(copies)]);
+            for stretch in &stretches {
+                assert!(before <= stretch.start && stretch.start <= stretch.end, "{stretches:?}");
+                before = stretch.end;
+            }
+        }
+        // Nothing to time, and nothing that was submitted.
+        let mut recording = gpu.recording();
+        let timing = recording.timed();
+        recording.tag(1);
+        assert!(gpu.times(&timing, &gpu.submit(recording).unwrap(), &wait()).unwrap().is_empty());
+        let (mut never, submission) = (gpu.recording(), gpu.submit(gpu.recording()).unwrap());
+        assert!(gpu.times(&never.timed(), &submission, &wait()).unwrap().is_empty());
     }
 
     #[test]

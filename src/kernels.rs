@@ -10,6 +10,7 @@
 //! Rows beyond what an operation names stay untouched. All sums are f32; stores to f16 saturate at ±65504.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::cancel::Wait;
 use crate::config::{NormKind, RopePairs};
@@ -35,6 +36,8 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     type Submitted: Clone + Send + Sync;
     /// A copy of tensor elements on its way to the host.
     type Download: Send + Sync;
+    /// When the parts of a recording run.
+    type Timing: Send;
 
     /// The adapter's name, for errors.
     fn name(&self) -> &str;
@@ -62,6 +65,8 @@ pub trait Kernels: Send + Sync + Sized + 'static {
 
     /// An empty recording.
     fn begin(&self) -> Self::Recording;
+    /// As [`begin`](Self::begin), for a recording whose parts are timed.
+    fn begin_timed(&self) -> (Self::Recording, Self::Timing);
     /// Row lookup: `out[r] = table[ids[r]]`.
     fn embed(&self, rec: &mut Self::Recording, op: Embed<'_, Self>) -> Result<()>;
     /// A norm of each row, see [`NormKind`].
@@ -98,6 +103,8 @@ pub trait Kernels: Send + Sync + Sized + 'static {
         wait: &Wait,
         read: &mut dyn FnMut(&[u8]),
     ) -> Result<()>;
+    /// When the parts of a timed recording ran, in order; waits for its submission. Nothing where the device has no clock.
+    fn parts(&self, timing: Self::Timing, after: &Self::Submitted, wait: &Wait) -> Result<Vec<Part>>;
     /// Memory that this adapter can still give, in bytes, where the system tells.
     fn free_memory(&self) -> Option<u64>;
 }
@@ -109,6 +116,28 @@ pub enum Phase {
     Prefill,
     /// One row, any order of summation: matrix-vector kernels.
     Decode,
+}
+
+/// What a device does in a part of a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Products, and all that is small beside them: norms, rotations, lookups.
+    Products,
+    /// Attention of many rows.
+    Attention,
+    /// Copies towards the host.
+    Download,
+}
+
+/// A part of a recording as it ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What.
+    pub work: Work,
+    /// By the device's own clock, from a moment that is the same for all its submissions.
+    pub start: Duration,
+    /// By the same clock.
+    pub end: Duration,
 }
 
 /// Where a weight matrix comes from: tensors `[rows, width]` of the same width, from the file.

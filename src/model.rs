@@ -16,7 +16,7 @@ pub mod pace;
 mod scratch;
 mod sources;
 
-pub use batch::{Batch, Queue};
+pub use batch::{Batch, Queue, Recorded};
 pub use forward::Scores;
 pub use kv_cache::{CacheSize, KvCache, Slots};
 pub use load::LoadOptions;

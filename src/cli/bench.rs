@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use runahead::cancel::Cancel;
-use runahead::engine::{DeviceId, DeviceInfo, Engine, EngineBuilder, Experiment, devices};
+use runahead::dims::Piece;
+use runahead::engine::{DeviceId, DeviceInfo, Engine, EngineBuilder, devices};
 use runahead::runahead::partition::Split;
-use runahead::runahead::search::search_simulated;
+use runahead::runahead::table::predict;
 
 use super::failure::Failure;
 use super::new_file::NewFile;
 use super::open::{self, Opening};
 use super::output;
 use super::picture::{self, Series};
-use super::planning::{Cut, Outline, Setup};
+use super::planning::{Cut, Outline, Prefill, Setup};
 use super::progress::Bars;
 
 mod args;
@@ -28,9 +29,9 @@ mod row;
 mod table;
 
 pub use args::{BenchArgs, Shape, weight_types};
-use cases::{Case, Group};
+use cases::{Case, Group, Known};
 use measure::Measured;
-use row::{About, Row};
+use row::{About, Predicted, Row};
 use table::Table;
 
 /// Runs the command.
@@ -39,23 +40,34 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
         return kernels::run(args, filter, cancel);
     }
     let named = open::named_or_default(&args.devices);
-    let groups = cases::groups(args, &named)?;
+    let experiment = args.experiment.experiment(named.len())?;
     let files = files(args)?;
-    let context = cases::context(&groups, files.config().max_context)?;
-    let setup = match args.cut() {
-        Cut::Fixed(_) => None,
-        _ => Some(Setup::new(Outline::of(&files), &named, args.kv.kv.into())?),
+    // As `calibrate` and `plan` see random weights, so that its table is found.
+    let outline = match &args.synthetic {
+        Some(shape) => Outline::synthetic(shape.config()?, args.dtype())?,
+        None => Outline::of(&files),
     };
+    let setup = Setup::new(outline, &named, args.kv.kv.into())?.under(&experiment)?;
+    let auto = |prompt: Piece| {
+        let plan = setup.plan(Prefill::Auto, None, prompt, prompt.end)?;
+        setup.tell_left_out(&plan);
+        Ok(plan)
+    };
+    let groups = cases::groups(args, &named, &Known { auto: &auto, table: setup.has_table() })?;
+    let context = cases::context(&groups, files.config().max_context)?;
+    output::note(&format!("predicted: by {}", setup.origin.text()));
     let plot = NewFile::begin_if(args.plot.as_ref())?;
     let mut bench = Bench {
         args,
         cancel,
         context,
+        n_layers: files.config().n_layers,
         devices: devices(),
         setup,
         bars: Arc::new(Bars::new()),
         table: Table::new(args.output, &args.model_name(), groups.iter().any(Group::is_chain)),
         rows: Vec::new(),
+        searched: BTreeMap::new(),
     };
     let mut files = Some(files);
     for group in &groups {
@@ -82,12 +94,15 @@ struct Bench<'a> {
     args: &'a BenchArgs,
     cancel: &'a Cancel,
     context: usize,
+    n_layers: usize,
     devices: Vec<DeviceInfo>,
-    /// What is known of the adapters, where cuts come from that.
-    setup: Option<Setup>,
+    /// What is known of the adapters.
+    setup: Setup,
     bars: Arc<Bars>,
     table: Table,
     rows: Vec<Row>,
+    /// Cuts that were searched in this run: by mode and depth, each length with its pieces.
+    searched: BTreeMap<(&'static str, usize), BTreeMap<usize, Vec<usize>>>,
 }
 
 impl Bench<'_> {
@@ -114,19 +129,20 @@ impl Bench<'_> {
             kv,
             load_ms: started.elapsed().as_secs_f64() * 1e3,
             repetitions: self.args.repetitions,
-            cut: self.args.cut().name(),
         };
         let names = engine.adapters().map(str::to_owned).collect::<Vec<_>>();
         for case in &group.cases {
-            let split = self.split(&engine, case, &group.experiment);
+            let split = self.split(&engine, case);
             let measured = split.and_then(|split| measure::case(&engine, case, &split, self.args, self.cancel));
             self.bars.clear();
             let measured = measured?;
             if let Some(note) = measured.note() {
                 output::note(&format!("note: {note}"));
             }
-            let used = self.used(case, &measured, &names, &group.devices);
-            let row = Row::new(&about, case, measured, used, self.best_single(case));
+            let skipped = names.len().saturating_sub(measured.n_adapters());
+            let used = self.used(&names[skipped..], &group.devices[skipped..]);
+            let predicted = self.predicted(case, &measured, &group.order[skipped..])?;
+            let row = Row::new(&about, case, measured, used, self.best_single(case), predicted);
             self.table.row(&row)?;
             self.rows.push(row);
         }
@@ -134,36 +150,51 @@ impl Bench<'_> {
     }
 
     /// How a case's prompt is cut.
-    fn split(&self, engine: &Engine, case: &Case, experiment: &Experiment) -> Result<Split, Failure> {
-        let Case::Prefill { mode, even: false, prompt, depth } = *case else { return Ok(Split::Even) };
-        if let Cut::Fixed(split) = self.args.cut() {
-            return Ok(split);
-        }
-        let Some(setup) = &self.setup else { return Ok(Split::Even) };
-        match self.args.cut() {
-            Cut::Predicted => {
-                Ok(Split::Given(setup.lengths(mode, &Cut::Predicted, engine.adapters().count(), prompt)?))
+    fn split(&mut self, engine: &Engine, case: &Case) -> Result<Split, Failure> {
+        let Case::Prefill { way, prompt, depth } = case else { return Ok(Split::Even) };
+        let (mode, depth, at) = (way.mode, *depth, Piece::new(*depth, depth + prompt));
+        let n = engine.adapters().count();
+        match &way.cut {
+            Cut::Fixed(split) => Ok(split.clone()),
+            Cut::Searched => {
+                let guess = self.setup.lengths(mode, &Cut::Searched, n, at)?;
+                let found = measure::searched(engine, mode, (*prompt, depth), guess, self.cancel)?;
+                self.searched.entry((mode.name(), depth)).or_default().insert(*prompt, found.clone());
+                Ok(Split::Given(found))
             }
-            _ => {
-                let costs = experiment.costs(&setup.costs)?;
-                let guess = search_simulated(mode, &costs, depth, prompt, engine.config().n_layers)?.lengths;
-                measure::searched(engine, mode, (prompt, depth), guess, self.cancel)
+            Cut::Predicted => {
+                // A length that was searched itself would predict nothing.
+                let of_mode = self.searched.get(&(mode.name(), depth)).into_iter().flatten();
+                let pieces = mode.n_pieces(n);
+                let others = of_mode.filter(|(length, lengths)| *length != prompt && lengths.len() == pieces);
+                let others: Vec<&[usize]> = others.map(|(_, lengths)| &lengths[..]).collect();
+                match predict(&others, depth, *prompt) {
+                    Some(lengths) => Ok(Split::Given(lengths)),
+                    None => Ok(Split::Given(self.setup.lengths(mode, &Cut::Predicted, n, at)?)),
+                }
             }
         }
     }
 
+    /// What was to be expected of a prefill by these adapters, by their number in `--devices`.
+    fn predicted(&self, case: &Case, measured: &Measured, order: &[usize]) -> Result<Option<Predicted>, Failure> {
+        let Case::Prefill { way, depth, .. } = case else { return Ok(None) };
+        let schedule = way.mode.schedule(*depth, measured.partition(), self.n_layers);
+        let schedule = schedule.windowed(&self.setup.costs.windows);
+        let forecast = self.setup.forecast(&schedule, order)?;
+        Ok(Some(Predicted::new(&forecast, self.setup.origin.text())))
+    }
+
     /// Names and back ends of the adapters that took part.
-    fn used(&self, case: &Case, measured: &Measured, names: &[String], ids: &[DeviceId]) -> row::Used {
-        let n = measured.n_adapters(case);
-        let skip = names.len().saturating_sub(n);
+    fn used(&self, names: &[String], ids: &[DeviceId]) -> row::Used {
         let mut backends = Vec::new();
-        for id in &ids[skip..] {
+        for id in ids {
             let backend = self.devices.iter().find(|d| d.id == *id).map_or("-", |d| &d.backend);
             if !backends.contains(&backend) {
                 backends.push(backend);
             }
         }
-        row::Used { devices: names[skip..].to_vec(), backend: backends.join(",") }
+        row::Used { devices: names.to_vec(), backend: backends.join(",") }
     }
 
     /// The shortest time to the first token of one adapter alone in the same case.

@@ -16,12 +16,20 @@ pub struct ExperimentArgs {
     /// What every transfer takes beside its bytes: 1ms, 50us
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub link_latency: Option<f64>,
-    /// Make a share of the transfers slower, the same ones for the same seed: SEED:SHARE:FACTOR, as 7:0.1:5
+    /// Make a share of the transfers slower, the same ones for the same seed: SEED:SHARE:FACTOR, as 7:0.1:5, or those of
+    /// one adapter's link alone: SEED:SHARE:FACTOR:I
     #[arg(long, value_name = "NOISE", value_parser = parse_noise)]
-    pub link_noise: Option<Noise>,
+    pub link_noise: Option<Weather>,
     /// Make an adapter slower by a factor; I counts in --devices: 0:2.5
     #[arg(long, value_name = "I:F,…", value_delimiter = ',')]
     pub slow: Vec<Slow>,
+}
+
+/// Noise, and the one adapter whose link has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weather {
+    noise: Noise,
+    adapter: Option<usize>,
 }
 
 /// An adapter and its factor.
@@ -49,7 +57,7 @@ impl ExperimentArgs {
     /// # Errors
     /// Usage where they contradict each other or name an adapter that is not there.
     pub fn experiment(&self, n_adapters: usize) -> Result<Experiment, Failure> {
-        let mut experiment = Experiment { link: None, slowdown: vec![1.0; n_adapters] };
+        let mut experiment = Experiment { slowdown: vec![1.0; n_adapters], ..Experiment::default() };
         for slow in &self.slow {
             match experiment.slowdown.get_mut(slow.adapter) {
                 Some(factor) => *factor = slow.factor,
@@ -63,8 +71,13 @@ impl ExperimentArgs {
             experiment.link = Some(Lane {
                 bandwidth: self.link_bandwidth,
                 latency_s: self.link_latency.unwrap_or(0.0),
-                noise: self.link_noise,
+                noise: self.link_noise.map(|weather| weather.noise),
             });
+            experiment.noisy = self.link_noise.and_then(|weather| weather.adapter);
+            if let Some(noisy) = experiment.noisy.filter(|&noisy| noisy >= n_adapters) {
+                let text = format!("--link-noise of adapter {noisy}: there are {n_adapters}, counted from 0");
+                return Err(Failure::Usage(text));
+            }
         } else if self.link_noise.is_some() {
             let text = "--link-noise multiplies the times of --link-bandwidth and --link-latency: give one of them";
             return Err(Failure::Usage(text.to_owned()));
@@ -91,15 +104,20 @@ fn parse_time(text: &str) -> Result<f64, String> {
     time.ok_or_else(|| format!("`{text}` is no time, as 1ms"))
 }
 
-fn parse_noise(text: &str) -> Result<Noise, String> {
+fn parse_noise(text: &str) -> Result<Weather, String> {
     let parts: Vec<&str> = text.split(':').map(str::trim).collect();
-    let noise = match parts[..] {
-        [seed, probability, slowdown] => seed.parse().ok().zip(probability.parse().ok().zip(slowdown.parse().ok())),
-        _ => None,
+    let weather = || {
+        let [seed, probability, slowdown, ref rest @ ..] = parts[..] else { return None };
+        let (probability, slowdown) = (probability.parse().ok()?, slowdown.parse().ok()?);
+        let adapter = match rest[..] {
+            [] => None,
+            [adapter] => Some(adapter.parse().ok()?),
+            _ => return None,
+        };
+        Some(Weather { noise: Noise { seed: seed.parse().ok()?, probability, slowdown }, adapter })
     };
-    let noise = noise.map(|(seed, (probability, slowdown))| Noise { seed, probability, slowdown });
-    let noise = noise.ok_or_else(|| format!("`{text}` is no SEED:SHARE:FACTOR, as 7:0.1:5"))?;
-    noise.fault().map_or(Ok(noise), Err)
+    let weather = weather().ok_or_else(|| format!("`{text}` is no SEED:SHARE:FACTOR, as 7:0.1:5"))?;
+    weather.noise.fault().map_or(Ok(weather), Err)
 }
 
 #[cfg(test)]
@@ -111,7 +129,9 @@ mod tests {
         let rates = ["10GB/s", "300 MB/s", "1.5kB/s", "2B/s"].map(|text| parse_rate(text).unwrap());
         assert_eq!(rates, [1e10, 3e8, 1.5e3, 2.0]);
         assert_eq!(["1ms", "50us", "2s"].map(|text| parse_time(text).unwrap()), [1e-3, 50.0 * 1e-6, 2.0]);
-        assert_eq!(parse_noise("7:0.1:5"), Ok(Noise { seed: 7, probability: 0.1, slowdown: 5.0 }));
+        let noise = Noise { seed: 7, probability: 0.1, slowdown: 5.0 };
+        assert_eq!(parse_noise("7:0.1:5"), Ok(Weather { noise, adapter: None }));
+        assert_eq!(parse_noise("7:0.1:5:2"), Ok(Weather { noise, adapter: Some(2) }));
         assert_eq!("1:2.5".parse(), Ok(Slow { adapter: 1, factor: 2.5 }));
         for text in ["", "0GB/s", "-1GB/s", "10", "10GB", "nanGB/s", "infGB/s", "1ms"] {
             assert!(parse_rate(text).is_err(), "{text}");
@@ -119,7 +139,7 @@ mod tests {
         for text in ["", "1", "-1ms", "1m", "GB/s"] {
             assert!(parse_time(text).is_err(), "{text}");
         }
-        for text in ["", "7", "7:0.1", "7:2:5", "7:0.1:0.5", "x:0.1:5", "7:0.1:5:1"] {
+        for text in ["", "7", "7:0.1", "7:2:5", "7:0.1:0.5", "x:0.1:5", "7:0.1:5:x", "7:0.1:5:1:1"] {
             assert!(parse_noise(text).is_err(), "{text}");
         }
         for text in ["", "0", "0:0.5", "a:2", "0:x", "0:nan"] {
@@ -133,10 +153,13 @@ mod tests {
         assert!(matches!(slow.experiment(2), Err(Failure::Usage(_))));
         assert_eq!(slow.experiment(3).unwrap().slowdown, [1.0, 1.0, 2.0]);
         let noise = Noise { seed: 0, probability: 0.5, slowdown: 2.0 };
-        let alone = ExperimentArgs { link_noise: Some(noise), ..Default::default() };
+        let weather = Weather { noise, adapter: Some(1) };
+        let alone = ExperimentArgs { link_noise: Some(weather), ..Default::default() };
         assert!(matches!(alone.experiment(1), Err(Failure::Usage(_))));
-        let link = ExperimentArgs { link_latency: Some(1e-3), link_noise: Some(noise), ..Default::default() };
-        assert_eq!(link.experiment(1).unwrap().link.unwrap().noise, Some(noise));
+        let link = ExperimentArgs { link_latency: Some(1e-3), link_noise: Some(weather), ..Default::default() };
+        let experiment = link.experiment(2).unwrap();
+        assert_eq!((experiment.link.unwrap().noise, experiment.noisy), (Some(noise), Some(1)));
+        assert!(matches!(link.experiment(1), Err(Failure::Usage(_))));
         assert!(ExperimentArgs::default().experiment(1).unwrap().link.is_none());
     }
 }

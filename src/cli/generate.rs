@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use runahead::dims::Piece;
 use runahead::engine::{DeviceId, EngineBuilder, Experiment, Mode, Options, PrefillReport, Session};
 use runahead::error::Error;
 use runahead::runahead::partition::Split;
@@ -145,7 +146,7 @@ impl Plan {
         let devices = open::named_or_default(&args.session.devices);
         let experiment = args.experiment.experiment(devices.len())?;
         let setup = Setup::new(Outline::of(files), &devices, args.session.kv.kv.into())?.under(&experiment)?;
-        let plan = setup.plan(args.prefill, cut, n_prompt, context)?;
+        let plan = setup.plan(args.prefill, cut, Piece::new(0, n_prompt), context)?;
         // Who asks for one adapter knows that the others have nothing to do.
         if args.prefill != Prefill::As(Mode::Single) {
             setup.tell_left_out(&plan);
@@ -153,7 +154,8 @@ impl Plan {
         let planned = if plan.mode == Mode::Single { Split::Even } else { Split::Given(plan.lengths.clone()) };
         let split_behind = of_rest.clone().unwrap_or_default();
         let split = of_rest.unwrap_or(planned);
-        let options = Options { max_tokens, mode: plan.mode, split, ..options };
+        let timed = args.trace.is_some() || args.timeline.is_some();
+        let options = Options { max_tokens, mode: plan.mode, split, timed, ..options };
         let experiment = experiment.pick(&plan.order);
         Ok(Self { devices: setup.devices(&plan), context, experiment, options, split_behind })
     }

@@ -1,6 +1,5 @@
 //! Pictures as SVG: a prefill over time, and times over prompt lengths.
 
-use std::error::Error;
 use std::ops::Range;
 
 use plotters::coord::types::RangedCoordf64;
@@ -10,42 +9,26 @@ use runahead::runahead::trace::{What, on_device, stages};
 
 use super::failure::Failure;
 
-/// Distinct on white, and for most who see colours differently (Okabe and Ito 2008).
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(90, 90, 90),
-];
-const FONT: &str = "sans-serif";
+pub mod panels;
+
+use panels::{Area, COLOURS, Drawn, FONT, colour};
+pub use panels::{Panel, Series};
+
 const WIDTH: u32 = 1100;
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
-type Drawn = Result<(), Box<dyn Error>>;
-
-/// A named line through points.
-pub struct Series {
-    pub name: String,
-    pub points: Vec<(f64, f64)>,
-}
-
-fn colour(i: usize) -> RGBColor {
-    COLOURS[i % COLOURS.len()]
-}
 
 fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, Failure> {
-    let mut text = String::new();
-    {
-        let area = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
-        let drawn = area.fill(&WHITE).map_err(Into::into).and_then(|()| draw(&area));
-        let drawn = drawn.and_then(|()| Ok(area.present()?));
-        drawn.map_err(|e| Failure::Other(format!("picture: {e}")))?;
-    }
-    Ok(text)
+    panels::svg((WIDTH, height), draw).map_err(failed)
+}
+
+fn failed(error: Box<dyn std::error::Error>) -> Failure {
+    Failure::Other(format!("picture: {error}"))
+}
+
+/// Plots side by side, `columns` in a row, both axes logarithmic.
+pub fn plots(axes: (&str, &str), columns: usize, plots: &[Panel]) -> Result<String, Failure> {
+    panels::draw(axes, columns, plots).map_err(failed)
 }
 
 /// A prefill: above, what each adapter did when; below, the layer that each had reached, where the distance between the lines is the run-ahead.
@@ -84,28 +67,34 @@ fn draw_lanes(area: &Area<'_>, report: &PrefillReport, times: Range<f64>) -> Dra
     Ok(())
 }
 
-/// One adapter below `top`: its device's stages, darker and lighter in turn, then a row for each of the threads' kinds of work.
+/// One adapter below `top`: its device's stages, darker and lighter in turn, or products and attention where it was timed, then a row for each of the threads' kinds
+/// of work.
 fn draw_lane(chart: &mut Chart<'_, '_>, adapter: &AdapterReport, top: f64, colour: RGBColor) -> Drawn {
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     let mut bar = |(from, to): (f64, f64), (high, low): (f64, f64), style: ShapeStyle| {
         let corners = [(from, top - high), (to, top - low)];
         chart.draw_series(std::iter::once(Rectangle::new(corners, style))).map(drop)
     };
-    for span in on_device(&adapter.log.spans) {
+    let timed = adapter.log.events.iter().any(|event| matches!(event.what, What::Products | What::Attention));
+    for span in on_device(&adapter.log.spans).filter(|_| !timed) {
         let strength = if span.stage % 2 == 0 { 0.9 } else { 0.55 };
         bar((ms(span.start), ms(span.end)), (0.26, 0.62), colour.mix(strength).filled())?;
     }
     for event in &adapter.log.events {
-        let (high, style) = match event.what {
-            What::Publish => (0.64, COLOURS[2].filled()),
-            What::Fetch => (0.74, COLOURS[3].filled()),
-            What::Wait => (0.84, RGBColor(170, 170, 170).filled()),
-            What::Pause => (0.84, RGBColor(225, 225, 225).filled()),
+        let (heights, style) = match event.what {
+            What::Products => ((0.26, 0.62), colour.mix(0.5).filled()),
+            What::Attention => ((0.26, 0.62), colour.filled()),
+            What::Download => ((0.26, 0.62), BLACK.filled()),
+            What::Publish => ((0.64, 0.72), COLOURS[2].filled()),
+            What::Fetch => ((0.74, 0.82), COLOURS[3].filled()),
+            What::Wait => ((0.84, 0.92), RGBColor(170, 170, 170).filled()),
+            What::Pause => ((0.84, 0.92), RGBColor(225, 225, 225).filled()),
         };
-        bar((ms(event.start), ms(event.end)), (high, high + 0.08), style)?;
+        bar((ms(event.start), ms(event.end)), heights, style)?;
     }
+    let device = if timed { "products light, attention dark, download black" } else { "device" };
     let text = format!(
-        "{}: tokens {}..{}, busy {:.0} ms, idle {:.0} ms (device; publish; fetch; wait)",
+        "{}: tokens {}..{}, busy {:.0} ms, idle {:.0} ms ({device}; publish; fetch; wait)",
         adapter.name, adapter.start, adapter.end, adapter.busy_ms, adapter.wait_ms
     );
     chart.draw_series(std::iter::once(Text::new(text, (0.0, top - 0.05), (FONT, 13))))?;

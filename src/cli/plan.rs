@@ -3,6 +3,7 @@
 //! For a model and the adapters of this machine, or with `--simulate` for models and adapters on paper. Nothing is loaded; the costs come from
 //! the table that `runahead calibrate` made, else they are estimates by kind of adapter, and the output says which.
 
+use runahead::dims::Piece;
 use runahead::error::Error;
 use serde::Serialize;
 
@@ -20,7 +21,10 @@ pub use args::{ModelOrShape, PlanArgs};
 /// Runs the command.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     match &args.simulate {
-        Some(path) => study::run(path, args.json),
+        Some(path) => study::run(path, args.plot.as_ref(), args.json),
+        None if args.plot.is_some() => {
+            Err(Failure::Usage("--plot draws a study on paper: it needs --simulate".to_owned()))
+        }
         None => of_this_machine(args),
     }
 }
@@ -46,7 +50,7 @@ fn of_this_machine(args: &PlanArgs) -> Result<(), Failure> {
         return Err(Error::ContextFull { needed: n_prompt, context: most }.into());
     }
     let setup = Setup::new(outline, &open::named_or_default(&args.devices), args.kv.kv.into())?;
-    let plan = setup.plan(args.prefill, args.split.as_ref(), n_prompt, n_prompt)?;
+    let plan = setup.plan(args.prefill, args.split.as_ref(), Piece::new(0, n_prompt), n_prompt)?;
     let report = Report::new(&setup, &plan, n_prompt);
     if args.json { output::json_pretty(&report) } else { report.print() }
 }

@@ -1,9 +1,10 @@
 //! What is known of the named adapters before a prompt runs on them: their costs, from the table of `calibrate` or by kind, and the choice that follows.
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 
 use runahead::config::ModelConfig;
-use runahead::dims::round_up;
+use runahead::dims::{Piece, round_up};
 use runahead::dtype::{Dtype, KvDtype};
 use runahead::engine::{DeviceId, DeviceInfo, EngineBuilder, Experiment, Mode, devices};
 use runahead::error::Error;
@@ -11,6 +12,7 @@ use runahead::model::{Slots, memory};
 use runahead::runahead::auto::{Choice, Task, choose};
 use runahead::runahead::cost::{AdapterCost, CostModel, Shape, typical};
 use runahead::runahead::partition::Split;
+use runahead::runahead::schedule::Schedule;
 use runahead::runahead::search::search_simulated;
 use runahead::runahead::simulate::{Forecast, simulate};
 use runahead::runahead::table::{Fingerprint, Table};
@@ -64,6 +66,24 @@ impl Cut {
             Cut::Searched => "searched",
             Cut::Predicted => "predicted",
         }
+    }
+
+    /// In which order cuts are compared: what was searched is what predictions are made from.
+    pub const fn rank(&self) -> u8 {
+        match self {
+            Cut::Fixed(Split::Even) => 0,
+            Cut::Fixed(Split::Given(_)) => 1,
+            Cut::Searched => 2,
+            Cut::Predicted => 3,
+        }
+    }
+
+    /// Reads `even`, `searched`, `predicted`, several of them, or lengths.
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, String> {
+        if text.starts_with(|c: char| c.is_ascii_digit()) {
+            return Self::parse(text).map(|cut| vec![cut]);
+        }
+        text.split(',').map(|name| Self::parse(name.trim())).collect()
     }
 
     /// Reads `even`, `searched`, `predicted` or lengths.
@@ -136,6 +156,7 @@ pub struct Setup {
     infos: Vec<DeviceInfo>,
     outline: Outline,
     kv: KvDtype,
+    experiment: Experiment,
 }
 
 /// A prefill that was decided on.
@@ -180,7 +201,8 @@ impl Setup {
             Some(table) => (table.costs.clone(), Origin::Table(table.date.clone())),
             None => (estimate(&outline.config, &infos, kv)?, Origin::Estimate(why)),
         };
-        Ok(Self { ids: ids.to_vec(), costs, origin, table, infos, outline, kv })
+        let experiment = Experiment::default();
+        Ok(Self { ids: ids.to_vec(), costs, origin, table, infos, outline, kv, experiment })
     }
 
     /// The same adapters under an experiment. The table's partitions do not hold there: what it has measured does.
@@ -191,31 +213,60 @@ impl Setup {
         if !experiment.is_neutral() {
             self.costs = experiment.costs(&self.costs)?;
             self.table = None;
+            self.experiment = experiment.clone();
         }
         Ok(self)
     }
 
-    /// Decides how `n_prompt` tokens are prefilled with a context of `context`.
+    /// Whether there is a table of searched partitions.
+    pub fn has_table(&self) -> bool {
+        self.table.as_ref().is_some_and(|table| !table.points.is_empty())
+    }
+
+    /// What a chain of these adapters, by number, costs. Logical adapters of one device take turns on it: while all have work, each waits for what
+    /// the others put in, and one that an experiment makes slower puts in less.
+    fn costs_of(&self, order: &[usize]) -> Result<CostModel, Error> {
+        let mut costs = self.costs.pick(order);
+        for (cost, &i) in costs.adapters.iter_mut().zip(order) {
+            let twins = order.iter().filter(|&&j| j != i && self.ids[j] == self.ids[i]);
+            *cost = cost.slower(1.0 + twins.map(|&j| 1.0 / self.experiment.slowdown(j)).sum::<f64>())?;
+        }
+        Ok(costs)
+    }
+
+    /// What is expected of a schedule on these adapters, by number.
+    ///
+    /// # Errors
+    /// Those of [`simulate`].
+    pub fn forecast(&self, schedule: &Schedule, order: &[usize]) -> Result<Forecast, Error> {
+        simulate(schedule, &self.costs_of(order)?)
+    }
+
+    /// Decides how the positions of `prompt` are prefilled with a context of `context`.
     ///
     /// # Errors
     /// Usage where the arguments contradict each other; the partition's; no table where one is asked for.
-    pub fn plan(&self, prefill: Prefill, cut: Option<&Cut>, n_prompt: usize, context: usize) -> Result<Plan, Failure> {
+    pub fn plan(&self, prefill: Prefill, cut: Option<&Cut>, prompt: Piece, context: usize) -> Result<Plan, Failure> {
         match (prefill, cut) {
-            (Prefill::Auto, None) => self.auto(n_prompt, context),
+            (Prefill::Auto, None) => self.auto(prompt, context),
             // Who says how to cut wants a chain.
-            (Prefill::Auto, Some(cut)) if self.ids.len() > 1 => self.as_asked(Mode::Runahead, cut, n_prompt),
-            (Prefill::Auto, Some(cut)) => self.as_asked(Mode::Single, cut, n_prompt),
+            (Prefill::Auto, Some(cut)) if self.ids.len() > 1 => self.as_asked(Mode::Runahead, cut, prompt),
+            (Prefill::Auto, Some(cut)) => self.as_asked(Mode::Single, cut, prompt),
             (Prefill::As(Mode::Single), Some(Cut::Fixed(Split::Given(_)) | Cut::Searched | Cut::Predicted)) => {
                 Err(Failure::Usage("--prefill single runs on one adapter: --split has nothing to cut".to_owned()))
             }
-            (Prefill::As(mode), cut) => self.as_asked(mode, cut.unwrap_or(&Cut::Fixed(Split::Even)), n_prompt),
+            (Prefill::As(mode), cut) => self.as_asked(mode, cut.unwrap_or(&Cut::Fixed(Split::Even)), prompt),
         }
     }
 
-    fn auto(&self, n_prompt: usize, context: usize) -> Result<Plan, Failure> {
+    fn auto(&self, prompt: Piece, context: usize) -> Result<Plan, Failure> {
         let estimate = self.memory(context);
         let refuses = |i: usize, last: bool| {
-            if let Some(twin) = self.ids[..i].iter().position(|id| *id == self.ids[i])
+            // Of one device's logical adapters the fastest counts, the first of equals.
+            let rank = |j: usize| (self.experiment.slowdown(j), j);
+            let twins = (0..self.ids.len()).filter(|&j| self.ids[j] == self.ids[i]);
+            if let Some(twin) = twins.min_by(|&a, &b| rank(a).partial_cmp(&rank(b)).unwrap_or(Ordering::Equal))
+                && twin != i
                 && (matches!(self.origin, Origin::Estimate(_)) || self.ids[i] == DeviceId::Cpu)
             {
                 return Some(format!("it is the same device as adapter {} of the list", twin + 1));
@@ -228,8 +279,8 @@ impl Setup {
         let task = Task {
             costs: &self.costs,
             table: self.table.as_ref(),
-            past: 0,
-            len: n_prompt,
+            past: prompt.start,
+            len: prompt.len(),
             n_layers: self.outline.config.n_layers,
             refuses: &refuses,
         };
@@ -237,41 +288,41 @@ impl Setup {
         Ok(Plan { mode, order, lengths, forecast, left_out })
     }
 
-    fn as_asked(&self, mode: Mode, cut: &Cut, n_prompt: usize) -> Result<Plan, Failure> {
+    fn as_asked(&self, mode: Mode, cut: &Cut, prompt: Piece) -> Result<Plan, Failure> {
         let n = if mode == Mode::Single { 1 } else { self.ids.len() };
-        let lengths = self.lengths(mode, cut, n, n_prompt)?;
-        let schedule = mode.schedule(0, &lengths, self.outline.config.n_layers).windowed(&self.costs.windows);
+        let lengths = self.lengths(mode, cut, n, prompt)?;
+        let schedule = mode.schedule(prompt.start, &lengths, self.outline.config.n_layers);
+        let schedule = schedule.windowed(&self.costs.windows);
         let first = self.ids.len() - schedule.n_adapters();
         let order: Vec<usize> = (first..self.ids.len()).collect();
-        let forecast = simulate(&schedule, &self.costs.pick(&order))?;
+        let forecast = self.forecast(&schedule, &order)?;
         let why = match mode {
             Mode::Single => "one adapter was asked for".to_owned(),
-            _ => format!("{n_prompt} tokens are {} granules only", lengths.len()),
+            _ => format!("{} tokens are {} granules only", prompt.len(), lengths.len()),
         };
         let left_out = (0..first).map(|i| (i, why.clone())).collect();
         Ok(Plan { mode, order, lengths, forecast, left_out })
     }
 
-    /// Tokens of each piece of `n_prompt` tokens.
+    /// Tokens of each piece of a prompt at these positions.
     ///
     /// # Errors
     /// As [`Setup::plan`].
-    pub fn lengths(&self, mode: Mode, cut: &Cut, n_adapters: usize, n_prompt: usize) -> Result<Vec<usize>, Failure> {
+    pub fn lengths(&self, mode: Mode, cut: &Cut, n_adapters: usize, prompt: Piece) -> Result<Vec<usize>, Failure> {
+        let (past, len) = (prompt.start, prompt.len());
         if !mode.is_chain() && matches!(cut, Cut::Searched | Cut::Predicted) {
             let text = format!("--prefill {mode}: there is nothing to search, its pieces are even");
             return Err(Failure::Usage(text));
         }
         match cut {
-            Cut::Fixed(split) => Ok(split.lengths(0, n_prompt, mode.n_pieces(n_adapters))?),
+            Cut::Fixed(split) => Ok(split.lengths(past, len, mode.n_pieces(n_adapters))?),
             Cut::Searched => {
-                Ok(search_simulated(mode, &self.costs, 0, n_prompt, self.outline.config.n_layers)?.lengths)
+                let costs = self.costs_of(&(0..self.ids.len()).collect::<Vec<_>>())?;
+                Ok(search_simulated(mode, &costs, past, len, self.outline.config.n_layers)?.lengths)
             }
             Cut::Predicted => {
-                let predicted = self.table.as_ref().and_then(|table| table.predict(0, n_prompt));
-                predicted.ok_or_else(|| {
-                    let text = "--split predicted needs a table of these adapters and this model: `runahead calibrate` makes it";
-                    Failure::Other(text.to_owned())
-                })
+                let predicted = self.table.as_ref().and_then(|table| table.predict(past, len));
+                predicted.ok_or_else(no_table)
             }
         }
     }
@@ -299,6 +350,12 @@ impl Setup {
             output::note(&format!("note: {} takes no part: {reason}", self.costs.adapters[*i].name));
         }
     }
+}
+
+/// Why there is nothing to predict a cut from.
+pub fn no_table() -> Failure {
+    let text = "--split predicted needs a table of these adapters and this model: `runahead calibrate` makes it";
+    Failure::Other(text.to_owned())
 }
 
 /// Where tables are kept.
@@ -336,18 +393,14 @@ fn processor() -> String {
     format!("{} {threads} threads", model.unwrap_or("")).trim().to_owned()
 }
 
-/// Costs by kind; logical adapters of one device share it.
+/// Costs by kind, of each adapter alone.
 fn estimate(config: &ModelConfig, infos: &[DeviceInfo], kv: KvDtype) -> Result<CostModel, Failure> {
     let shape = Shape::of(config);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let cost = |(i, info): (usize, &DeviceInfo)| {
-        let twins = infos.iter().filter(|d| d.id == info.id).count() as f64;
         let before = infos[..i].iter().filter(|d| d.id == info.id).count();
         let name = if before == 0 { info.name.clone() } else { format!("{} #{}", info.name, before + 1) };
-        let mut rates = typical(&name, info.kind, threads);
-        rates.product_flops /= twins;
-        rates.attention_flops /= twins;
-        let costs = rates.costs(&shape)?;
+        let costs = typical(&name, info.kind, threads).costs(&shape)?;
         Ok(AdapterCost { fit_error: ESTIMATE_ERROR, ..costs })
     };
     let adapters = infos.iter().enumerate().map(cost).collect::<Result<_, Error>>()?;

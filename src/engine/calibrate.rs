@@ -10,7 +10,7 @@ use crate::runahead::cost::{AdapterCost, CostModel, Fit, Lane, Sample, Shape, me
 use crate::runahead::partition::{Split, n_granules};
 use crate::runahead::search::{Found, Problem, search, search_simulated};
 use crate::runahead::table::Point;
-use crate::runahead::trace;
+use crate::runahead::trace::{self, What};
 
 /// Chunks timed behind each chunk: the same lengths behind different prefixes tell attention from the products.
 const CHUNKS: [usize; 3] = [GRANULE, 64, 256];
@@ -18,10 +18,8 @@ const CHUNKS: [usize; 3] = [GRANULE, 64, 256];
 const SHORT_CHUNK: usize = 64;
 /// Seconds after which an adapter is not given longer chunks: what is slow by then is known well enough.
 const LONG_CHUNK_S: f64 = 3.0;
-/// A cut is searched to this part of the prompt: finer steps drown in the noise of a measurement.
-const FINEST_PART: usize = 64;
 /// The least time that an adapter works before anything counts.
-const WARM_UP: Duration = Duration::from_millis(500);
+const WARM_UP: Duration = Duration::from_secs(1);
 /// Tokens decoded for the rate of decoding, after the first.
 const DECODED: usize = 4;
 
@@ -164,9 +162,9 @@ impl Bench<'_> {
                 break;
             }
         }
-        let lane = self.lane(&session)?;
+        let (down, up) = self.lanes(&mut session)?;
         let decode_s = self.decode(&mut session)?;
-        Fit { name: name.to_owned(), samples, decode_s: Some(decode_s), down: lane, up: lane, queue: None }.costs()
+        Fit { name: name.to_owned(), samples, decode_s: Some(decode_s), down, up, queue: None }.costs()
     }
 
     /// Runs until shaders are compiled, for decoding too, and clocks are up (an idle H100 made the first chunks look 80 % too slow).
@@ -176,37 +174,44 @@ impl Bench<'_> {
         while started.elapsed() < WARM_UP {
             for tokens in CHUNKS.into_iter().filter(|&c| c <= longest) {
                 session.clear();
-                self.chunk(session, tokens)?;
+                self.chunk(session, tokens, false)?;
             }
         }
         Ok(())
     }
 
-    /// Chunks behind one another, as far as the context holds them; each chunk's median of all runs.
+    /// Chunks behind one another, as far as the context holds them; each chunk's median of all runs. One run more is timed by the device's clock, which
+    /// tells attention from products and costs the others nothing.
     fn sequence(&self, session: &mut Session, chunks: &[usize]) -> Result<Vec<Sample>> {
         let mut runs: Vec<Vec<Sample>> = vec![Vec::new(); chunks.len()];
-        for _ in 0..self.repetitions {
+        let mut timed: Vec<Option<Sample>> = vec![None; chunks.len()];
+        for i in 0..=self.repetitions {
             session.clear();
-            for (run, &tokens) in runs.iter_mut().zip(chunks) {
-                if session.n_tokens() + tokens <= self.engine.context() {
-                    run.push(self.chunk(session, tokens)?);
+            for ((run, timed), &tokens) in runs.iter_mut().zip(&mut timed).zip(chunks) {
+                if session.n_tokens() + tokens > self.engine.context() {
+                    continue;
+                }
+                match i == self.repetitions {
+                    true => *timed = Some(self.chunk(session, tokens, true)?),
+                    false => run.push(self.chunk(session, tokens, false)?),
                 }
             }
         }
         let median_of = |run: &Vec<Sample>, of: fn(&Sample) -> f64| median(run.iter().map(of).collect());
-        let sample = |run: &Vec<Sample>| Sample {
-            qkv_s: median_of(run, |s| s.qkv_s),
-            layer_s: median_of(run, |s| s.layer_s),
-            tail_s: median_of(run, |s| s.tail_s),
-            ..run[0]
+        let sample = |(run, timed): (&Vec<Sample>, &Option<Sample>)| {
+            let layer_s = median_of(run, |s| s.layer_s);
+            let by_device = timed.filter(|s| s.attention_s.is_some());
+            let qkv_s = by_device.map_or_else(|| median_of(run, |s| s.qkv_s), |s| s.qkv_s.min(layer_s));
+            let attention_s = by_device.and_then(|s| s.attention_s);
+            Sample { qkv_s, layer_s, attention_s, tail_s: median_of(run, |s| s.tail_s), ..run[0] }
         };
-        Ok(runs.iter().filter(|run| !run.is_empty()).map(sample).collect())
+        Ok(runs.iter().zip(&timed).filter(|(run, _)| !run.is_empty()).map(sample).collect())
     }
 
     /// Times one chunk. Stage 0 is the first half of a layer, the last one ends with the token; those between are whole layers.
-    fn chunk(&self, session: &mut Session, tokens: usize) -> Result<Sample> {
+    fn chunk(&self, session: &mut Session, tokens: usize, timed: bool) -> Result<Sample> {
         let prefix = session.n_tokens();
-        let options = Options { max_tokens: 1, mode: Mode::Single, ..Options::default() };
+        let options = Options { max_tokens: 1, mode: Mode::Single, timed, ..Options::default() };
         let answer = session.generate(&self.engine.any_tokens(tokens, prefix), &options)?;
         let report = answer.report();
         let spans: Vec<(f64, f64)> = report
@@ -220,31 +225,46 @@ impl Bench<'_> {
         };
         let windows = &self.engine.config().windows()[..whole];
         // Layers of a kind take the same time: the median of each kind counts, as often as there are such layers.
-        let layer_s = |i: usize| (spans[i + 1].1 - spans[i].1).max(0.0);
-        let like = |window| median((0..whole).filter(|&i| windows[i] == window).map(layer_s).collect());
-        let layer_s = windows.iter().map(|&window| like(window)).sum::<f64>() / whole as f64;
+        let mean_of_kinds = |of: &dyn Fn(usize) -> f64| {
+            let like = |window| median((0..whole).filter(|&i| windows[i] == window).map(of).collect());
+            windows.iter().map(|&window| like(window)).sum::<f64>() / whole as f64
+        };
+        let layer_s = mean_of_kinds(&|i| (spans[i + 1].1 - spans[i].1).max(0.0));
         let scores = mean_scores(windows, prefix as f64, tokens as f64);
-        let qkv_s = (first.1 - first.0).clamp(0.0, layer_s);
         let layers_s = spans[whole].1 - first.0;
-        Ok(Sample { prefix, tokens, scores, qkv_s, layer_s, tail_s: (report.ttft_ms / 1e3 - layers_s).max(0.0) })
+        // By the device's clock, where it has one. Stage 0 is the first half of a layer, stage `i + 1` begins with the attention of layer `i`.
+        let events = || report.adapters.iter().flat_map(|a| &a.log.events);
+        let worked = |what: What, stage: usize| -> f64 {
+            events().filter(|e| e.what == what && e.layer == stage).map(|e| (e.end - e.start).as_secs_f64()).sum()
+        };
+        let has_clock = events().any(|e| e.what == What::Attention);
+        let qkv_s = if has_clock { worked(What::Products, 0) } else { first.1 - first.0 }.clamp(0.0, layer_s);
+        let attention_s = has_clock.then(|| mean_of_kinds(&|i| worked(What::Attention, i + 1)));
+        let tail_s = (report.ttft_ms / 1e3 - layers_s).max(0.0);
+        Ok(Sample { prefix, tokens, scores, qkv_s, layer_s, attention_s, tail_s })
     }
 
-    /// The way to host memory, from two transfers of different size. The way back is taken to be like it.
-    fn lane(&self, session: &Session) -> Result<Lane> {
+    /// The ways to host memory and back, each from two transfers of different size.
+    fn lanes(&self, session: &mut Session) -> Result<(Lane, Lane)> {
         // The first layer may have no more rows than its window.
         let most = session.n_tokens().min(self.engine.config().layers[0].window.unwrap_or(usize::MAX));
         let rows = [GRANULE.min(most), most];
-        let times = rows.map(|n| -> Result<f64> {
-            let runs = (0..5).map(|_| session.time_download(n)).collect::<Result<Vec<_>>>()?;
-            Ok(median(runs))
-        });
-        let [few, many] = times;
-        let (few, many) = (few?, many?);
         let row = 2.0 * (self.engine.config().kv_width() * self.engine.shared.kv.scalar().bytes()) as f64;
-        let bytes = row * (rows[1] - rows[0]) as f64;
-        let bandwidth = (many > few && bytes > 0.0).then(|| bytes / (many - few));
-        let latency_s = bandwidth.map_or(few, |b| (few - row * rows[0] as f64 / b).max(0.0));
-        Ok(Lane { bandwidth, latency_s, noise: None })
+        let mut bytes = Vec::new();
+        let mut time = |n: usize, up: bool| -> Result<f64> {
+            let runs = (0..5).map(|_| session.time_transfer(n, up, &mut bytes)).collect::<Result<Vec<_>>>()?;
+            Ok(median(runs))
+        };
+        let lane = |few: f64, many: f64, without: f64| {
+            let more = row * (rows[1] - rows[0]) as f64;
+            let bandwidth = (many > few && more > 0.0).then(|| more / (many - few));
+            let latency_s = few - without - bandwidth.map_or(0.0, |b| row * rows[0] as f64 / b);
+            Lane { bandwidth, latency_s: latency_s.max(0.0), noise: None }
+        };
+        let (few, many) = (time(rows[0], false)?, time(rows[1], false)?);
+        // A write is seen to have ended by a small read behind it.
+        let up = lane(time(rows[0], true)?, time(rows[1], true)?, few);
+        Ok((lane(few, many, 0.0), up))
     }
 
     /// Seconds for one token of decode behind a short prompt.
@@ -278,8 +298,7 @@ impl Bench<'_> {
         }
         let mut session = self.engine.session()?;
         let guess = search_simulated(Mode::Runahead, costs, 0, context, self.engine.config().n_layers)?.lengths;
-        let finest = (n_granules(0, context) / FINEST_PART).max(1);
-        let problem = Problem { past: 0, len: context, n_pieces: n, guesses: vec![guess], finest };
+        let problem = Problem::measured(0, context, n, guess);
         let mut objective = |lengths: &[usize]| {
             let split = Split::Given(lengths.to_vec());
             self.ttft(
@@ -309,11 +328,25 @@ impl Bench<'_> {
 }
 
 impl Session {
-    /// Seconds for the K/V rows of the last `n_tokens` of a layer from the last adapter to host memory.
-    fn time_download(&self, n_tokens: usize) -> Result<f64> {
+    /// Seconds for the K/V rows of the last `n_tokens` of a layer from the last adapter to host memory, or back and a granule of them to host memory
+    /// again. `bytes` keeps its memory from run to run, as blocks of the board do: fresh pages cost more than the transfer (1.2 instead of 9 GB/s).
+    fn time_transfer(&mut self, n_tokens: usize, up: bool, bytes: &mut Vec<u8>) -> Result<f64> {
         let wait = Wait::new(self.engine.cancel());
+        let n_tokens = n_tokens.min(self.len);
+        let rows = Piece::new(self.len - n_tokens, self.len);
+        let mut read = Vec::new();
+        if up {
+            self.last().read_rows_into(0, rows, bytes, &wait)?;
+        }
         let started = Instant::now();
-        self.last().read_rows(0, Piece::new(self.len.saturating_sub(n_tokens), self.len), &wait)?;
+        match up {
+            true => {
+                self.write_rows(0, rows, bytes)?;
+                let few = GRANULE.min(n_tokens);
+                self.last().read_rows_into(0, Piece::new(self.len - few, self.len), &mut read, &wait)?;
+            }
+            false => self.last().read_rows_into(0, rows, bytes, &wait)?,
+        }
         Ok(started.elapsed().as_secs_f64())
     }
 }

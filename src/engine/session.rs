@@ -34,6 +34,8 @@ pub struct Options {
     pub sampling: Sampling,
     /// The answer ends before the first of these; they need a tokenizer.
     pub stop: Vec<String>,
+    /// Whether devices write down when they worked on products and when on attention, for traces. Costs a little.
+    pub timed: bool,
 }
 
 impl Default for Options {
@@ -45,6 +47,7 @@ impl Default for Options {
             stop_at_end: true,
             sampling: Sampling::default(),
             stop: Vec::new(),
+            timed: false,
         }
     }
 }
@@ -310,7 +313,7 @@ impl Session {
         let plan = self.plan(tokens.len(), options)?;
         let retention = self.catch_up(&plan.schedule)?;
         self.make_room(&plan.schedule)?;
-        let outcome = self.run(&plan, &tokens, retention, rows_out);
+        let outcome = self.run(&plan, &tokens, retention, rows_out, options.timed);
         // Whether it came to its end or not, rings may have gone round.
         self.least_kept = self.least_kept.max(self.last().least_kept(needed)).max(plan.schedule.least_kept());
         if outcome.is_err() {
@@ -360,7 +363,14 @@ impl Session {
         Ok(Retention::Record)
     }
 
-    fn run(&mut self, plan: &Plan, tokens: &[u32], retention: Retention, rows_out: RowsOut) -> Result<Outcome> {
+    fn run(
+        &mut self,
+        plan: &Plan,
+        tokens: &[u32],
+        retention: Retention,
+        rows_out: RowsOut,
+        timed: bool,
+    ) -> Result<Outcome> {
         let skip = self.nodes.len() - plan.schedule.n_adapters();
         let names: Vec<String> = self.nodes[skip..].iter().map(|n| n.name().to_owned()).collect();
         let on_progress = Arc::clone(self.progress.as_ref().unwrap_or(&self.engine.shared.progress));
@@ -375,6 +385,7 @@ impl Session {
             retention,
             record: self.record.clone(),
             experiment,
+            timed,
             cancel: &self.cancel,
             progress: &progress,
         };

@@ -16,6 +16,7 @@ use super::pipeline::{Pipeline, Pipelines};
 use super::readback::{Download, Staged, StagingPool};
 use super::recorder::Recording;
 use super::shader::ShaderSpec;
+use super::timing::{Stretch, Timing};
 use super::uniforms::Uniforms;
 use crate::cancel::{Cancel, Wait};
 use crate::error::{Error, Result};
@@ -248,6 +249,16 @@ impl Gpu {
         staged.buffer.unmap();
         self.staging.put(staged.buffer.clone());
         Ok(())
+    }
+
+    /// When the parts of a timed submission ran, in order; waits for it. Nothing where the device has no clock.
+    pub fn times(&self, timing: &Timing, submission: &Submission, wait: &Wait) -> Result<Vec<Stretch>> {
+        let mut stretches = Vec::new();
+        if let Some(download) = timing.download() {
+            let tick_ns = self.queue.get_timestamp_period();
+            self.collect(download, submission, wait, &mut |bytes| stretches = timing.stretches(bytes, tick_ns))?;
+        }
+        Ok(stretches)
     }
 
     /// Memory that the adapter can still give, in bytes, where its driver tells; buffers that nobody holds any more are freed first.

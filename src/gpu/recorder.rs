@@ -8,6 +8,7 @@ use super::buffer::{Binding, Buffer, Owner};
 use super::pipeline::Pipeline;
 use super::readback::{Download, Staged, StagingPool};
 use super::shader::{Access, MAX_PARAMS_BYTES};
+use super::timing::{Clock, Timing};
 use super::uniforms::Uniforms;
 use crate::error::{Error, Result};
 
@@ -18,12 +19,15 @@ pub struct Recording {
     commands: Vec<Command>,
     /// Parameters of all dispatches, each at a multiple of [`Caps::min_uniform_offset`](super::Caps::min_uniform_offset).
     params: Vec<u8>,
+    /// Where times are wanted.
+    timing: Option<Timing>,
 }
 
 enum Command {
     Dispatch { pipeline: Arc<Pipeline>, params: u32, bindings: Vec<Bound>, grid: [u32; 3] },
     Copy { from: Buffer, from_offset: u64, to: Buffer, to_offset: u64, bytes: u64 },
     Download { from: Buffer, offset: u64, bytes: u64, staged: Arc<OnceLock<Staged>> },
+    Tag(u8),
 }
 
 /// A [`Binding`] that owns its buffer.
@@ -35,9 +39,9 @@ pub(super) struct Bound {
 
 /// A staging buffer that a submission fills, and where to announce it.
 pub(super) struct Filled {
-    buffer: wgpu::Buffer,
-    bytes: u64,
-    staged: Arc<OnceLock<Staged>>,
+    pub buffer: wgpu::Buffer,
+    pub bytes: u64,
+    pub staged: Arc<OnceLock<Staged>>,
 }
 
 impl Filled {
@@ -50,7 +54,19 @@ impl Filled {
 
 impl Recording {
     pub(super) fn new(info: Arc<GpuInfo>, owner: Arc<Owner>) -> Self {
-        Self { info, owner, commands: Vec::new(), params: Vec::new() }
+        Self { info, owner, commands: Vec::new(), params: Vec::new(), timing: None }
+    }
+
+    /// Has the device write down when the parts of this recording run.
+    pub fn timed(&mut self) -> Timing {
+        self.timing.get_or_insert_with(Timing::new).clone()
+    }
+
+    /// Puts what follows under a tag, if the recording is timed. Before the first, it is 0.
+    pub fn tag(&mut self, tag: u8) {
+        if self.timing.is_some() {
+            self.commands.push(Command::Tag(tag));
+        }
     }
 
     /// Whether nothing was recorded.
@@ -213,12 +229,25 @@ impl Recording {
         let params_buffer = uniforms.upload(device, queue, &self.params, u64::from(MAX_PARAMS_BYTES));
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut filled = Vec::new();
+        // Every command but a dispatch may end a pass, and the copies at the end are a stretch of their own.
+        let breaks = self.commands.iter().filter(|command| !matches!(command, Command::Dispatch { .. })).count();
+        let mut clock = self.timing.and_then(|timing| Clock::new(timing, device, breaks + 2));
+        let (mut tag, mut copied) = (0, false);
         let mut pass: Option<Pass> = None;
         for command in &self.commands {
+            copied |= matches!(command, Command::Copy { .. } | Command::Download { .. });
             match command {
                 Command::Dispatch { pipeline, params, bindings, grid } => {
                     let group = uniforms.group(device, &params_buffer, &pipeline.layout, bindings);
-                    pass.get_or_insert_with(|| Pass::begin(&mut encoder)).dispatch(pipeline, group, *params, *grid);
+                    let begin = || Pass::begin(&mut encoder, clock.as_mut().and_then(|clock| clock.stretch(Some(tag))));
+                    pass.get_or_insert_with(begin).dispatch(pipeline, group, *params, *grid);
+                    copied = false;
+                }
+                Command::Tag(next) => {
+                    if *next != tag {
+                        pass = None;
+                    }
+                    tag = *next;
                 }
                 Command::Copy { from, from_offset, to, to_offset, bytes } => {
                     pass = None;
@@ -233,6 +262,13 @@ impl Recording {
             }
         }
         drop(pass);
+        if let Some(mut clock) = clock {
+            // A pass without work: it begins when the copies before it are through.
+            if copied && let Some(times) = clock.stretch(None) {
+                drop(Pass::begin(&mut encoder, Some(times)));
+            }
+            filled.push(clock.finish(device, &mut encoder, staging));
+        }
         (encoder.finish(), filled)
     }
 }
@@ -244,8 +280,9 @@ struct Pass {
 }
 
 impl Pass {
-    fn begin(encoder: &mut wgpu::CommandEncoder) -> Self {
-        let raw = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
+    fn begin(encoder: &mut wgpu::CommandEncoder, times: Option<wgpu::ComputePassTimestampWrites<'_>>) -> Self {
+        let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: times };
+        let raw = encoder.begin_compute_pass(&descriptor).forget_lifetime();
         Self { raw, pipeline: None }
     }
 

@@ -7,11 +7,14 @@
 
 use std::num::NonZero;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::{ArgMax, Attention, AttentionDecode, Embed, Kernels, MatrixSource, Norm, Product, RopeCache, SoftCap};
+use super::{
+    ArgMax, Attention, AttentionDecode, Embed, Kernels, MatrixSource, Norm, Part, Product, RopeCache, SoftCap, Work,
+};
 use crate::cancel::{Cancel, Wait};
 use crate::dtype::{Dtype, Scalar};
 use crate::error::{Error, Result};
@@ -41,11 +44,28 @@ pub struct Cpu {
     scratch: Vec<Mutex<Scratch>>,
     /// Held by the submission that computes.
     turn: Mutex<()>,
+    /// Where the clock of timed recordings begins.
+    opened: Instant,
 }
 
-/// Operations in the order in which they were recorded.
+/// Operations in the order in which they were recorded, and where to say when their parts ran.
 #[derive(Default)]
-pub struct Recording(Vec<Op>);
+pub struct Recording(Vec<Op>, Option<Timing>);
+
+/// Filled in when the recording runs.
+#[derive(Clone, Debug, Default)]
+pub struct Timing(Arc<Mutex<Vec<Part>>>);
+
+impl Timing {
+    /// Adds an operation that ran, to the part before it if that is of a kind.
+    fn add(&self, work: Work, start: Duration, end: Duration) {
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match parts.last_mut() {
+            Some(last) if last.work == work => last.end = end,
+            _ => parts.push(Part { work, start, end }),
+        }
+    }
+}
 
 enum Op {
     Embed(rows::Embed),
@@ -142,7 +162,7 @@ impl Cpu {
             .build()
             .map_err(|e| fault(format!("{threads} threads: {e}")))?;
         let scratch = (0..threads).map(|_| Mutex::default()).collect();
-        Ok(Self { name: name.into(), pool, simd, scratch, turn: Mutex::default() })
+        Ok(Self { name: name.into(), pool, simd, scratch, turn: Mutex::default(), opened: Instant::now() })
     }
 
     /// The machine's memory in bytes, where the system tells.
@@ -176,6 +196,14 @@ impl Cpu {
 }
 
 impl Op {
+    const fn work(&self) -> Work {
+        match self {
+            Op::Attention(_) => Work::Attention,
+            Op::Download { .. } => Work::Download,
+            _ => Work::Products,
+        }
+    }
+
     fn run(&self, ctx: &Context<'_>) -> Result<()> {
         match self {
             Op::Embed(op) => op.run(ctx),
@@ -201,6 +229,7 @@ impl Kernels for Cpu {
     type Recording = Recording;
     type Submitted = Submitted;
     type Download = Download;
+    type Timing = Timing;
 
     fn name(&self) -> &str {
         &self.name
@@ -256,6 +285,11 @@ impl Kernels for Cpu {
 
     fn begin(&self) -> Recording {
         Recording::default()
+    }
+
+    fn begin_timed(&self) -> (Recording, Timing) {
+        let timing = Timing::default();
+        (Recording(Vec::new(), Some(timing.clone())), timing)
     }
 
     fn embed(&self, rec: &mut Recording, op: Embed<'_, Self>) -> Result<()> {
@@ -323,7 +357,12 @@ impl Kernels for Cpu {
         self.pool.install(|| {
             rec.0.iter().try_for_each(|op| {
                 ctx.cancel.check()?;
-                op.run(&ctx)
+                let start = self.opened.elapsed();
+                op.run(&ctx)?;
+                if let Some(timing) = &rec.1 {
+                    timing.add(op.work(), start, self.opened.elapsed());
+                }
+                Ok(())
             })
         })?;
         Ok(Submitted(()))
@@ -337,6 +376,10 @@ impl Kernels for Cpu {
         let bytes = download.0.lock().ok().and_then(|mut bytes| bytes.take());
         read(&bytes.ok_or_else(|| self.fault("a download whose recording was not computed"))?);
         Ok(())
+    }
+
+    fn parts(&self, timing: Timing, _: &Submitted, _: &Wait) -> Result<Vec<Part>> {
+        Ok(std::mem::take(&mut *timing.0.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     fn free_memory(&self) -> Option<u64> {

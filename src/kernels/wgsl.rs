@@ -9,14 +9,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
-    ArgMax, Attention, AttentionDecode, Embed, Epilogue, Kernels, MatrixSource, Norm, Phase, Product, RopeCache,
-    SoftCap,
+    ArgMax, Attention, AttentionDecode, Embed, Epilogue, Kernels, MatrixSource, Norm, Part, Phase, Product, RopeCache,
+    SoftCap, Work,
 };
 use crate::cancel::Wait;
 use crate::config::RopePairs;
 use crate::dtype::{Dtype, KvDtype, Scalar};
 use crate::error::{Error, Result};
-use crate::gpu::{Download, Gpu, GpuKind, Pipeline, Recording, ShaderSpec, Submission, Tier};
+use crate::gpu::{Download, Gpu, GpuKind, Pipeline, Recording, ShaderSpec, Stretch, Submission, Tier, Timing};
 
 mod arg_max;
 mod attention;
@@ -252,6 +252,11 @@ const fn weight_part(format: Dtype) -> &'static str {
     }
 }
 
+/// Tags of timed recordings; what is recorded first has 0.
+const PRODUCTS: u8 = 0;
+/// See [`PRODUCTS`].
+const ATTENTION: u8 = 1;
+
 /// The directives that a shader with this activation type begins with.
 fn enables(activation: Scalar) -> String {
     if activation == Scalar::F16 { "enable f16;\n".to_owned() } else { String::new() }
@@ -279,6 +284,7 @@ impl Kernels for Wgsl {
     type Recording = Recording;
     type Submitted = Submission;
     type Download = Download;
+    type Timing = Timing;
 
     fn name(&self) -> &str {
         &self.gpu.info().name
@@ -350,6 +356,12 @@ impl Kernels for Wgsl {
         self.gpu.recording()
     }
 
+    fn begin_timed(&self) -> (Recording, Timing) {
+        let mut rec = self.gpu.recording();
+        let timing = rec.timed();
+        (rec, timing)
+    }
+
     fn embed(&self, rec: &mut Recording, op: Embed<'_, Self>) -> Result<()> {
         embed::record(self, rec, &op)
     }
@@ -381,10 +393,13 @@ impl Kernels for Wgsl {
     }
 
     fn attention(&self, rec: &mut Recording, op: Attention<'_, Self>) -> Result<()> {
-        match attention_coop::Variant::choose(self.coop, &op) {
+        rec.tag(ATTENTION);
+        let recorded = match attention_coop::Variant::choose(self.coop, &op) {
             Some(variant) => attention_coop::record(self, variant, rec, &op),
             None => attention::record(self, rec, &op),
-        }
+        };
+        rec.tag(PRODUCTS);
+        recorded
     }
 
     fn attention_decode(&self, rec: &mut Recording, op: AttentionDecode<'_, Self>) -> Result<()> {
@@ -415,6 +430,25 @@ impl Kernels for Wgsl {
 
     fn collect(&self, download: Download, after: &Submission, wait: &Wait, read: &mut dyn FnMut(&[u8])) -> Result<()> {
         self.gpu.collect(download, after, wait, read)
+    }
+
+    fn parts(&self, timing: Timing, after: &Submission, wait: &Wait) -> Result<Vec<Part>> {
+        let part = |Stretch { tag, start, end }: Stretch| {
+            let work = match tag {
+                Some(ATTENTION) => Work::Attention,
+                Some(_) => Work::Products,
+                None => Work::Download,
+            };
+            Part { work, start, end }
+        };
+        let mut parts: Vec<Part> = self.gpu.times(&timing, after, wait)?.into_iter().map(part).collect();
+        // Copies have no times of their own: they lie between two passes.
+        for i in 1..parts.len() {
+            if parts[i].work == Work::Download {
+                parts[i].start = parts[i - 1].end;
+            }
+        }
+        Ok(parts)
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -7,13 +7,36 @@ use crate::kernels::Kernels;
 use crate::model::Pace;
 use crate::model::pace::{Work, cut};
 
+/// What is recorded, and not submitted yet.
+pub struct Recorded<K: Kernels> {
+    /// The work as a value.
+    pub rec: K::Recording,
+    /// How much it is.
+    pub work: Work,
+    /// When its parts run, where that is wanted.
+    pub timing: Option<K::Timing>,
+}
+
+impl<K: Kernels> Recorded<K> {
+    fn begin(kernels: &K, timed: bool) -> Self {
+        let (rec, timing) = match timed.then(|| kernels.begin_timed()) {
+            Some((rec, timing)) => (rec, Some(timing)),
+            None => (kernels.begin(), None),
+        };
+        Self { rec, work: Work::default(), timing }
+    }
+}
+
 /// Where recordings go that are full.
 pub trait Queue<K: Kernels> {
     /// Hands a recording to the device; may wait until there is room.
     ///
     /// # Errors
     /// A cancel, or the device's.
-    fn submit(&mut self, rec: K::Recording, work: Work) -> Result<()>;
+    fn submit(&mut self, recorded: Recorded<K>) -> Result<()>;
+
+    /// Whether the parts of recordings are to be timed.
+    fn is_timed(&self) -> bool;
 }
 
 /// A recording in the making. Whoever made it submits the last part, see [`Batch::finish`].
@@ -21,14 +44,14 @@ pub struct Batch<'a, K: Kernels> {
     kernels: &'a K,
     pace: &'a Pace,
     queue: &'a mut dyn Queue<K>,
-    rec: K::Recording,
-    work: Work,
+    recorded: Recorded<K>,
 }
 
 impl<'a, K: Kernels> Batch<'a, K> {
     /// An empty one.
     pub fn new(kernels: &'a K, pace: &'a Pace, queue: &'a mut dyn Queue<K>) -> Self {
-        Self { kernels, pace, queue, rec: kernels.begin(), work: Work::default() }
+        let recorded = Recorded::begin(kernels, queue.is_timed());
+        Self { kernels, pace, queue, recorded }
     }
 
     /// The next part of an operation over `left`, which shrinks by it; `None` once nothing is left. Begins another submission where this one is
@@ -47,7 +70,9 @@ impl<'a, K: Kernels> Batch<'a, K> {
         }
         loop {
             let (rates, limit_s) = (self.pace.rates(), self.pace.limit_s());
-            let end = cut(left.clone(), steps, rates.seconds(self.work), limit_s, |range| rates.seconds(work(range)));
+            let end = cut(left.clone(), steps, rates.seconds(self.recorded.work), limit_s, |range| {
+                rates.seconds(work(range))
+            });
             if end > left.start {
                 let part = left.start..end;
                 left.start = end;
@@ -59,8 +84,8 @@ impl<'a, K: Kernels> Batch<'a, K> {
 
     /// The recording, for an operation of this much work.
     pub fn add(&mut self, work: Work) -> &mut K::Recording {
-        self.work = self.work + work;
-        &mut self.rec
+        self.recorded.work = self.recorded.work + work;
+        &mut self.recorded.rec
     }
 
     /// As [`Batch::add`] for an operation that cannot be cut, in another submission where this one has no room for it.
@@ -73,12 +98,12 @@ impl<'a, K: Kernels> Batch<'a, K> {
     }
 
     /// What is recorded and not submitted yet.
-    pub fn finish(self) -> (K::Recording, Work) {
-        (self.rec, self.work)
+    pub fn finish(self) -> Recorded<K> {
+        self.recorded
     }
 
     fn flush(&mut self) -> Result<()> {
-        let rec = std::mem::replace(&mut self.rec, self.kernels.begin());
-        self.queue.submit(rec, std::mem::take(&mut self.work))
+        let next = Recorded::begin(self.kernels, self.queue.is_timed());
+        self.queue.submit(std::mem::replace(&mut self.recorded, next))
     }
 }

@@ -25,6 +25,8 @@ pub struct Request<'a> {
     pub record: Record,
     /// What slows this run down on purpose, for the adapters of the schedule.
     pub experiment: Experiment,
+    /// Whether devices write down when they worked on what: see [`What`](trace::What). Costs a little.
+    pub timed: bool,
     /// Ends the prefill early.
     pub cancel: &'a Cancel,
     /// Called with adapter, token-layers done and in all; from the couriers' threads.
@@ -119,6 +121,7 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
                         board,
                         arrivals,
                         experiment,
+                        timed: request.timed,
                         wait: Wait::new(stop),
                         started,
                         progress: &report,

@@ -144,6 +144,21 @@ impl AdapterCost {
         self.qkv.at(n) + self.rest.at(n) + self.score_s * scores
     }
 
+    /// The same adapter with every time of its work multiplied; its ways to and from host memory stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for times beyond all numbers.
+    pub fn slower(&self, factor: f64) -> Result<Self> {
+        Ok(Self {
+            qkv: self.qkv.scaled(factor)?,
+            rest: self.rest.scaled(factor)?,
+            score_s: self.score_s * factor,
+            head_s: self.head_s * factor,
+            decode_s: self.decode_s.map(|s| s * factor),
+            ..self.clone()
+        })
+    }
+
     fn fault(&self) -> Option<String> {
         let times = [("score", self.score_s), ("head", self.head_s), ("decode step", self.decode_s.unwrap_or(0.0))];
         if let Some((what, s)) = times.into_iter().find(|(_, s)| !(s.is_finite() && *s >= 0.0)) {

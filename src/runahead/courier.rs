@@ -6,14 +6,14 @@
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Part};
 use crate::model::Model;
 use crate::model::pace::Work;
 use crate::runahead::experiment::{Sent, ShapedLane};
 use crate::runahead::link::{self, Address, Export};
 use crate::runahead::queue::Meter;
 use crate::runahead::schedule::Route;
-use crate::runahead::trace::{Event, What};
+use crate::runahead::trace::{self, Event, What};
 use crate::runahead::worker::ShareJob;
 
 /// A submission under way, and the rows that can be published once it is done.
@@ -30,6 +30,8 @@ pub struct Flight<K: Kernels> {
     pub work: Work,
     /// The point in the device's queue.
     pub point: K::Submitted,
+    /// When its parts ran, where that is wanted.
+    pub timing: Option<K::Timing>,
     /// Rows to publish.
     pub exports: Vec<Export<K>>,
 }
@@ -71,7 +73,7 @@ pub fn run<K: Kernels>(
     done: &dyn Fn(usize),
 ) -> Result<CourierLog> {
     let (meter, lane) = (Meter::default(), job.experiment.down(job.me));
-    let mut courier = Courier { model, job, meter, landed, lane, log: CourierLog::default() };
+    let mut courier = Courier { model, job, meter, landed, lane, log: CourierLog::default(), timed: Vec::new() };
     // A worker that waits for other adapters may send nothing for longer than any one wait's limit.
     while let Some(flight) = job.wait.recv_patiently(flights)? {
         let done_stage = flight.ends_stage.then_some(flight.stage);
@@ -80,6 +82,7 @@ pub fn run<K: Kernels>(
             done(stage);
         }
     }
+    courier.log.events.extend(trace::on_host_clock(&courier.timed));
     Ok(courier.log)
 }
 
@@ -90,6 +93,8 @@ struct Courier<'a, K: Kernels> {
     landed: flume::Sender<()>,
     lane: Option<ShapedLane>,
     log: CourierLog,
+    /// Submissions whose parts were timed.
+    timed: Vec<(Span, Vec<Part>)>,
 }
 
 impl<K: Kernels> Courier<'_, K> {
@@ -100,7 +105,11 @@ impl<K: Kernels> Courier<'_, K> {
         let _ = self.landed.send(());
         let start = flight.submitted_at.duration_since(job.started);
         let ready = job.started.elapsed();
-        self.log.spans.push(Span { stage: layer, ends_stage: flight.ends_stage, start, end: ready });
+        let span = Span { stage: layer, ends_stage: flight.ends_stage, start, end: ready };
+        self.log.spans.push(span);
+        if let Some(timing) = flight.timing {
+            self.timed.push((span, self.model.kernels().parts(timing, &flight.point, &job.wait)?));
+        }
         let sent = self.sent(&flight.exports, layer, ready);
         for (export, sent) in flight.exports.into_iter().zip(sent) {
             let (piece, bytes, start) = (export.piece, export.bytes, job.started.elapsed());

@@ -16,6 +16,8 @@ const MOST_SLOWDOWN: f64 = 1000.0;
 pub struct Experiment {
     /// Each adapter's link to host memory, the same in both directions; a transfer between adapters passes two. `None`: as fast as it is.
     pub link: Option<Lane>,
+    /// The one adapter whose link has the noise; `None`: all of them.
+    pub noisy: Option<usize>,
     /// Per adapter in the order of the chain: how many times as long its work takes. Adapters past the end run as fast as they are.
     pub slowdown: Vec<f64>,
 }
@@ -50,7 +52,16 @@ impl Experiment {
 
     /// The same for a chain of these adapters, by number.
     pub fn pick(&self, order: &[usize]) -> Self {
-        Self { link: self.link, slowdown: order.iter().map(|&i| self.slowdown(i)).collect() }
+        let slowdown = order.iter().map(|&i| self.slowdown(i)).collect();
+        // An adapter that is not there is nobody's number.
+        let noisy = self.noisy.map(|noisy| order.iter().position(|&i| i == noisy).unwrap_or(usize::MAX));
+        Self { link: self.link, noisy, slowdown }
+    }
+
+    /// The link of an adapter, with the noise that is its own.
+    fn link_of(&self, i: usize) -> Option<Lane> {
+        let noise = |lane: Lane| lane.noise.filter(|_| self.noisy.is_none_or(|noisy| noisy == i));
+        self.link.map(|lane| Lane { noise: noise(lane), ..lane })
     }
 
     /// What adapters of these costs cost under the experiment. A link that is slower than the shaped one stays as it is.
@@ -60,14 +71,9 @@ impl Experiment {
     pub fn costs(&self, costs: &CostModel) -> Result<CostModel> {
         let mut costs = costs.clone();
         for (i, cost) in costs.adapters.iter_mut().enumerate() {
-            let factor = self.slowdown(i);
-            cost.qkv = cost.qkv.scaled(factor)?;
-            cost.rest = cost.rest.scaled(factor)?;
-            cost.score_s *= factor;
-            cost.head_s *= factor;
-            cost.decode_s = cost.decode_s.map(|s| s * factor);
+            *cost = cost.slower(self.slowdown(i))?;
             for lane in [&mut cost.down, &mut cost.up] {
-                let Some(shaped) = self.link else { continue };
+                let Some(shaped) = self.link_of(i) else { continue };
                 lane.bandwidth = lane.bandwidth.into_iter().chain(shaped.bandwidth).reduce(f64::min);
                 lane.latency_s = lane.latency_s.max(shaped.latency_s);
                 lane.noise = shaped.noise;
@@ -78,12 +84,12 @@ impl Experiment {
 
     /// The lane from adapter `i` to host memory.
     pub fn down(&self, i: usize) -> Option<ShapedLane> {
-        self.link.map(|lane| ShapedLane::new(lane, i))
+        self.link_of(i).map(|lane| ShapedLane::new(lane, i))
     }
 
     /// The lane from host memory to adapter `i` of `n`. The two directions have weather of their own, numbered as in the simulator.
     pub fn up(&self, i: usize, n: usize) -> Option<ShapedLane> {
-        self.link.map(|lane| ShapedLane::new(lane, n + i))
+        self.link_of(i).map(|lane| ShapedLane::new(lane, n + i))
     }
 }
 
@@ -131,14 +137,14 @@ mod tests {
     #[test]
     fn messages_pass_one_after_another_and_pay_the_latency_once() {
         let lane = Lane { bandwidth: Some(1e6), latency_s: 0.002, noise: None };
-        let experiment = Experiment { link: Some(lane), slowdown: Vec::new() };
+        let experiment = Experiment { link: Some(lane), ..Experiment::default() };
         let mut down = experiment.down(0).unwrap();
         assert_eq!(down.through(10 * MS, 1000, 0, 3, 3), 13 * MS);
         assert_eq!(down.through(11 * MS, 1000, 0, 4, 3), 14 * MS);
         assert_eq!(down.through(11 * MS, 1000, 0, 5, 5), 17 * MS);
         assert_eq!(down.through(40 * MS, 0, 1, 3, 3), 42 * MS);
         let endless = Lane { bandwidth: Some(f64::MIN_POSITIVE), ..lane };
-        let mut up = Experiment { link: Some(endless), slowdown: Vec::new() }.up(0, 2).unwrap();
+        let mut up = Experiment { link: Some(endless), ..Experiment::default() }.up(0, 2).unwrap();
         assert_eq!(up.through(MS, 1000, 0, 0, 0), Duration::MAX);
     }
 
@@ -147,7 +153,7 @@ mod tests {
         let noise = Noise { seed: 3, probability: 0.5, slowdown: 4.0 };
         let experiment = Experiment {
             link: Some(Lane { bandwidth: None, latency_s: 0.001, noise: Some(noise) }),
-            slowdown: Vec::new(),
+            ..Experiment::default()
         };
         let takes = |lane: Option<ShapedLane>, layer| lane.unwrap().through(Duration::ZERO, 1, layer, 0, 0);
         for layer in 0..20 {
@@ -158,12 +164,24 @@ mod tests {
     }
 
     #[test]
+    fn one_link_alone_can_be_noisy_and_stays_so_in_a_chain_of_some() {
+        let noise = Some(Noise { seed: 1, probability: 1.0, slowdown: 5.0 });
+        let link = Some(Lane { bandwidth: Some(1e6), latency_s: 0.0, noise });
+        let experiment = Experiment { link, noisy: Some(2), slowdown: vec![1.0; 3] };
+        let takes = |e: &Experiment, i| e.down(i).map(|mut lane| lane.through(Duration::ZERO, 1000, 0, 0, 0));
+        assert_eq!([0, 1, 2].map(|i| takes(&experiment, i)), [Some(MS), Some(MS), Some(5 * MS)]);
+        let picked = experiment.pick(&[2, 0]);
+        assert_eq!([0, 1].map(|i| takes(&picked, i)), [Some(5 * MS), Some(MS)]);
+        assert_eq!([0, 1].map(|i| takes(&experiment.pick(&[0, 1]), i)), [Some(MS), Some(MS)]);
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         let link = |bandwidth, latency_s| Experiment {
             link: Some(Lane { bandwidth, latency_s, noise: None }),
-            slowdown: Vec::new(),
+            ..Experiment::default()
         };
-        let slow = |factor| Experiment { link: None, slowdown: vec![1.0, factor] };
+        let slow = |factor| Experiment { slowdown: vec![1.0, factor], ..Experiment::default() };
         assert!(Experiment::default().validate().is_ok() && link(Some(1e9), 0.0).validate().is_ok());
         for wrong in [link(Some(0.0), 0.0), link(Some(f64::NAN), 0.0), link(None, -1.0), slow(0.5), slow(f64::INFINITY)]
         {

@@ -69,7 +69,17 @@ pub trait Node: Send + Sync {
     ///
     /// # Errors
     /// The device's, or a cancel.
-    fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>>;
+    fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.read_rows_into(layer, rows, &mut bytes, wait)?;
+        Ok(bytes)
+    }
+
+    /// As [`read_rows`](Self::read_rows), in place of what `bytes` held.
+    ///
+    /// # Errors
+    /// The device's, or a cancel.
+    fn read_rows_into(&self, layer: usize, rows: Piece, bytes: &mut Vec<u8>, wait: &Wait) -> Result<()>;
 
     /// Puts K rows, then V rows, of one layer into the cache.
     ///
@@ -248,7 +258,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
         Ok(output)
     }
 
-    fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
+    fn read_rows_into(&self, layer: usize, rows: Piece, bytes: &mut Vec<u8>, wait: &Wait) -> Result<()> {
         let (kernels, half) = (&**self.model.kernels(), rows.len() * self.cache.row_bytes());
         let work = |rows: Range<usize>| Work::copied_bytes((2 * rows.len() * self.cache.row_bytes()) as u64);
         let mut in_flight = InFlight::new();
@@ -261,13 +271,23 @@ impl<K: Kernels> Node for DeviceNode<K> {
         }
         let rest = batch.finish();
         let point = queue.end_and_wait(rest)?;
-        let (mut bytes, mut v) = (Vec::with_capacity(2 * half), Vec::with_capacity(half));
+        // In place: memory that the caller has used before is not touched anew.
+        bytes.resize(2 * half, 0);
+        let (k, v) = bytes.split_at_mut(half);
+        let mut at = 0;
         for [of_k, of_v] in copies {
-            kernels.collect(of_k, &point, wait, &mut |b| bytes.extend_from_slice(b))?;
-            kernels.collect(of_v, &point, wait, &mut |b| v.extend_from_slice(b))?;
+            let mut n = 0;
+            let mut put = |half: &mut [u8], b: &[u8]| {
+                n = b.len();
+                if let Some(to) = half.get_mut(at..at + n) {
+                    to.copy_from_slice(b);
+                }
+            };
+            kernels.collect(of_k, &point, wait, &mut |b| put(k, b))?;
+            kernels.collect(of_v, &point, wait, &mut |b| put(v, b))?;
+            at += n;
         }
-        bytes.append(&mut v);
-        Ok(bytes)
+        Ok(())
     }
 
     fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::cancel::Wait;
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::model::pace::Work;
-use crate::model::{self, Model, Pace};
+use crate::model::{self, Model, Pace, Recorded};
 use crate::runahead::courier::Flight;
 use crate::runahead::link::Export;
 use crate::runahead::trace::{Event, What};
@@ -100,18 +100,13 @@ impl<'a, K: Kernels> Queue<'a, K> {
     }
 
     /// Submits the last part of a stage, with the rows that leave by it.
-    pub fn end(&mut self, (rec, work): (K::Recording, Work), exports: Vec<Export<K>>) -> Result<K::Submitted> {
-        self.hand_over(rec, work, true, exports)
+    pub fn end(&mut self, recorded: Recorded<K>, exports: Vec<Export<K>>) -> Result<K::Submitted> {
+        self.hand_over(recorded, true, exports)
     }
 
     /// Hands work to the device, and the watch over it to the courier; waits while there is no room.
-    fn hand_over(
-        &mut self,
-        rec: K::Recording,
-        work: Work,
-        ends_stage: bool,
-        exports: Vec<Export<K>>,
-    ) -> Result<K::Submitted> {
+    fn hand_over(&mut self, recorded: Recorded<K>, ends_stage: bool, exports: Vec<Export<K>>) -> Result<K::Submitted> {
+        let Recorded { rec, work, timing } = recorded;
         let (wait, stage) = (&self.job.wait, self.stage);
         let expected_s = self.pace.rates().seconds(work);
         while !has_room(&self.in_flight, expected_s, self.pace.limit_s()) {
@@ -133,14 +128,18 @@ impl<'a, K: Kernels> Queue<'a, K> {
             self.pauses.push(Event { what: What::Pause, layer: stage, piece: None, bytes: 0, start, end });
         }
         self.in_flight.push_back(expected_s);
-        let flight = Flight { stage, ends_stage, submitted_at, queued_at, work, point: point.clone(), exports };
+        let flight = Flight { stage, ends_stage, submitted_at, queued_at, work, point: point.clone(), timing, exports };
         if wait.send(&self.flights, flight, "the device")? { Ok(point) } else { Err(Error::Cancelled) }
     }
 }
 
 impl<K: Kernels> model::Queue<K> for Queue<'_, K> {
-    fn submit(&mut self, rec: K::Recording, work: Work) -> Result<()> {
-        self.hand_over(rec, work, false, Vec::new()).map(drop)
+    fn submit(&mut self, recorded: Recorded<K>) -> Result<()> {
+        self.hand_over(recorded, false, Vec::new()).map(drop)
+    }
+
+    fn is_timed(&self) -> bool {
+        self.job.timed
     }
 }
 
@@ -192,19 +191,20 @@ impl<'a, K: Kernels> Direct<'a, K> {
     }
 
     /// Submits the last part; gives also its number, for [`InFlight::land`].
-    pub fn end(&mut self, (rec, work): (K::Recording, Work)) -> Result<(K::Submitted, usize)> {
-        let point = self.hand_over(rec, work)?;
+    pub fn end(&mut self, recorded: Recorded<K>) -> Result<(K::Submitted, usize)> {
+        let point = self.hand_over(recorded)?;
         Ok((point, self.in_flight.n_submitted()))
     }
 
     /// Submits the last part, and waits until all of them have run.
-    pub fn end_and_wait(&mut self, rest: (K::Recording, Work)) -> Result<K::Submitted> {
+    pub fn end_and_wait(&mut self, rest: Recorded<K>) -> Result<K::Submitted> {
         let (point, n) = self.end(rest)?;
         self.in_flight.land(self.model, n, self.wait)?;
         Ok(point)
     }
 
-    fn hand_over(&mut self, rec: K::Recording, work: Work) -> Result<K::Submitted> {
+    fn hand_over(&mut self, recorded: Recorded<K>) -> Result<K::Submitted> {
+        let Recorded { rec, work, .. } = recorded;
         let room = (self.in_flight.n_submitted() + 1).saturating_sub(IN_FLIGHT);
         self.in_flight.land(self.model, room, self.wait)?;
         let point = self.model.kernels().submit(rec, self.wait)?;
@@ -214,8 +214,12 @@ impl<'a, K: Kernels> Direct<'a, K> {
 }
 
 impl<K: Kernels> model::Queue<K> for Direct<'_, K> {
-    fn submit(&mut self, rec: K::Recording, work: Work) -> Result<()> {
-        self.hand_over(rec, work).map(drop)
+    fn submit(&mut self, recorded: Recorded<K>) -> Result<()> {
+        self.hand_over(recorded).map(drop)
+    }
+
+    fn is_timed(&self) -> bool {
+        false
     }
 }
 

@@ -29,6 +29,33 @@ pub struct Problem {
     pub guesses: Vec<Vec<usize>>,
     /// The finest step in granules: 1 on the simulator, more where every try is a measured prefill.
     pub finest: usize,
+    /// The coarsest, if it is less than half a piece.
+    pub coarsest: usize,
+    /// Cuts to try at most.
+    pub most: usize,
+}
+
+/// A cut is measured to this part of the prompt: finer steps drown in the noise.
+const FINEST_PART: usize = 64;
+/// Where every try is a prefill and the guess a good one, steps begin this many times as coarse as they end, unless there are few pieces.
+const MEASURED_LEVELS: usize = 4;
+/// So few pieces have so few neighbours that a guess need not be good.
+const FEW_PIECES: usize = 3;
+/// Prefills that a search on measurements may take: 8 pieces have 310 neighbours.
+const MOST_MEASURED: usize = 128;
+
+impl Problem {
+    /// For an objective that is exact and costs little.
+    pub fn exact(past: usize, len: usize, n_pieces: usize, guesses: Vec<Vec<usize>>) -> Self {
+        Self { past, len, n_pieces, guesses, finest: 1, coarsest: usize::MAX, most: usize::MAX }
+    }
+
+    /// For an objective that runs a prefill and measures it, beginning with what the simulator takes for the best.
+    pub fn measured(past: usize, len: usize, n_pieces: usize, guess: Vec<usize>) -> Self {
+        let finest = (n_granules(past, len) / FINEST_PART).max(1);
+        let coarsest = if n_pieces <= FEW_PIECES { usize::MAX } else { finest * MEASURED_LEVELS };
+        Self { past, len, n_pieces, guesses: vec![guess], finest, coarsest, most: MOST_MEASURED }
+    }
 }
 
 /// The best cut so far.
@@ -78,7 +105,7 @@ pub fn search_simulated(mode: Mode, costs: &CostModel, past: usize, len: usize, 
     costs.validate()?;
     let guess = weighted(past, len, &balanced(costs, past, len));
     let n_pieces = mode.n_pieces(costs.adapters.len());
-    let problem = Problem { past, len, n_pieces, guesses: vec![guess], finest: 1 };
+    let problem = Problem::exact(past, len, n_pieces, vec![guess]);
     let used = n_pieces.min(n_granules(past, len));
     let last: Vec<usize> = (costs.adapters.len() - used.min(costs.adapters.len())..costs.adapters.len()).collect();
     let costs = costs.pick(&last);
@@ -139,7 +166,7 @@ impl Grid<'_> {
             }
         }
         let granules = n_granules(self.problem.past, self.problem.len);
-        let mut step = (granules / (2 * n)).max(1).next_power_of_two();
+        let mut step = (granules / (2 * n)).max(1).next_power_of_two().min(self.problem.coarsest.max(1));
         loop {
             self.level(step)?;
             if step <= self.problem.finest.max(1) {
@@ -155,6 +182,9 @@ impl Grid<'_> {
             let before = self.found.seconds;
             let counts = self.counts();
             for neighbour in neighbours(&counts, step) {
+                if self.found.n_tried >= self.problem.most {
+                    return Ok(());
+                }
                 self.attempt(self.lengths(&neighbour))?;
             }
             if self.found.seconds >= before {

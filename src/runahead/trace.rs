@@ -5,12 +5,19 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::kernels::{Part, Work};
 use crate::runahead::chain::AdapterLog;
 use crate::runahead::courier::Span;
 
-/// What an adapter's threads do beside submitting.
+/// What an adapter does: its device, where it was timed, and its threads beside submitting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
+    /// The device computes products, and what is small beside them.
+    Products,
+    /// The device computes attention.
+    Attention,
+    /// The device copies rows towards the host.
+    Download,
     /// The courier copies finished rows to the board.
     Publish,
     /// The worker copies rows from the board into its cache.
@@ -23,11 +30,15 @@ pub enum What {
 
 impl What {
     /// All of them.
-    pub const ALL: [What; 4] = [What::Publish, What::Fetch, What::Wait, What::Pause];
+    pub const ALL: [What; 7] =
+        [What::Products, What::Attention, What::Download, What::Publish, What::Fetch, What::Wait, What::Pause];
 
     /// The name in traces.
     pub const fn name(self) -> &'static str {
         match self {
+            What::Products => "products",
+            What::Attention => "attention",
+            What::Download => "download",
             What::Publish => "publish",
             What::Fetch => "fetch",
             What::Wait => "wait",
@@ -41,7 +52,7 @@ impl What {
 pub struct Event {
     /// What.
     pub what: What,
-    /// The layer that the rows belong to.
+    /// The layer that the rows belong to; of a device's work, the stage of its submission.
     pub layer: usize,
     /// Whose rows; `None` for those of earlier turns, and where any rows were waited for.
     pub piece: Option<usize>,
@@ -63,6 +74,23 @@ pub fn on_device(spans: &[Span]) -> impl Iterator<Item = Span> + '_ {
 pub fn stages(spans: &[Span]) -> Vec<Span> {
     let parts = spans.split_inclusive(|span| span.ends_stage);
     parts.filter_map(|parts| Some(Span { start: parts.first()?.start, ..*parts.last()? })).collect()
+}
+
+/// The parts of submissions, timed by the device's clock, on the clock of the prefill. Devices share no clock with the host: the two are as far apart as
+/// they can be without a submission that ends after the host saw its end, since of all submissions the host saw one at once, or nearly.
+pub fn on_host_clock(submissions: &[(Span, Vec<Part>)]) -> Vec<Event> {
+    let apart = |(span, parts): &(Span, Vec<Part>)| Some(span.end.as_secs_f64() - parts.last()?.end.as_secs_f64());
+    let Some(apart) = submissions.iter().filter_map(apart).min_by(f64::total_cmp) else { return Vec::new() };
+    let host = |time: Duration| Duration::try_from_secs_f64(time.as_secs_f64() + apart).unwrap_or_default();
+    let event = |stage: usize, part: &Part| {
+        let what = match part.work {
+            Work::Products => What::Products,
+            Work::Attention => What::Attention,
+            Work::Download => What::Download,
+        };
+        Event { what, layer: stage, piece: None, bytes: 0, start: host(part.start), end: host(part.end) }
+    };
+    submissions.iter().flat_map(|(span, parts)| parts.iter().map(move |part| event(span.stage, part))).collect()
 }
 
 /// The most layers that an adapter was ahead of one behind it in the chain. With a barrier in every layer nobody can be ahead by more than one.
@@ -102,7 +130,9 @@ pub fn chrome(adapters: &[(&str, &AdapterLog)]) -> Value {
             ));
         }
         for event in &log.events {
-            let name = format!("{} layer {}", event.what.name(), event.layer);
+            let of_device = matches!(event.what, What::Products | What::Attention | What::Download);
+            let place = if of_device { "stage" } else { "layer" };
+            let name = format!("{} {place} {}", event.what.name(), event.layer);
             let args = json!({"layer": event.layer, "piece": event.piece, "bytes": event.bytes});
             let tid = 1 + What::ALL.iter().position(|&what| what == event.what).unwrap_or(0);
             events.push(complete(pid, tid, &name, (event.start, event.end), args));
@@ -168,7 +198,24 @@ mod tests {
         let times: Vec<_> = complete.iter().map(|e| (e["pid"].as_u64(), e["ts"].as_f64(), e["dur"].as_f64())).collect();
         let at = |pid, ts, dur| (Some(pid), Some(ts), Some(dur));
         assert_eq!(times, [at(0, 0.0, 4e3), at(0, 4e3, 2e3), at(0, 4e3, 1e3), at(1, 0.0, 9e3)]);
-        assert_eq!((&complete[2]["tid"], &complete[2]["args"]["bytes"]), (&json!(1), &json!(64)));
-        assert_eq!(events.iter().filter(|e| e["name"] == "thread_name").count(), 10);
+        assert_eq!((&complete[2]["tid"], &complete[2]["args"]["bytes"]), (&json!(4), &json!(64)));
+        assert_eq!(events.iter().filter(|e| e["name"] == "thread_name").count(), 16);
+    }
+
+    #[test]
+    fn a_devices_clock_is_set_by_the_submission_that_was_seen_soonest() {
+        let (s, ms) = (Duration::from_secs, Duration::from_millis);
+        let span = |stage, start, end| Span { stage, ends_stage: true, start: ms(start), end: ms(end) };
+        let part = |work, start, end| Part { work, start: s(1000) + ms(start), end: s(1000) + ms(end) };
+        let submissions = [
+            (span(0, 0, 13), vec![part(Work::Products, 0, 10)]),
+            (span(1, 2, 21), vec![part(Work::Attention, 10, 15), part(Work::Products, 15, 20)]),
+            (span(2, 14, 30), Vec::new()),
+        ];
+        let events = on_host_clock(&submissions);
+        let times: Vec<_> = events.iter().map(|e| (e.what, e.layer, e.start.as_millis(), e.end.as_millis())).collect();
+        let expected = [(What::Products, 0, 1, 11), (What::Attention, 1, 11, 16), (What::Products, 1, 16, 21)];
+        assert_eq!(times, expected);
+        assert!(on_host_clock(&submissions[2..]).is_empty());
     }
 }

@@ -74,6 +74,8 @@ pub struct ShareJob<'a> {
     pub arrivals: flume::Receiver<Arrival>,
     /// What slows this run down on purpose.
     pub experiment: &'a Experiment,
+    /// Whether the device writes down when it worked on products and when on attention.
+    pub timed: bool,
     /// Cancel and limits.
     pub wait: Wait,
     /// The start of the prefill.

@@ -7,7 +7,7 @@ use runahead::dtype::Dtype;
 use runahead::weights::{ModelFiles, Role};
 use serde_json::Value;
 
-use crate::cli::{json, keys, runahead, stderr, stdout, text, tiny};
+use crate::cli::{command, json, keys, runahead, stderr, stdout, text, tiny};
 use crate::kernels::reference::decode_weight;
 
 /// A model of two layers with random weights.
@@ -36,11 +36,12 @@ const COMMON: [&str; 13] = [
     "tokens_per_s_sd",
     "weights_bytes",
 ];
-const PREFILL: [&str; 10] = [
+const PREFILL: [&str; 11] = [
     "adapters",
     "fetched_bytes",
     "idle_share",
     "partition",
+    "predicted",
     "prompt",
     "published_bytes",
     "run_ahead_layers",
@@ -94,6 +95,15 @@ fn a_run_compares_a_chain_with_each_adapter_alone() {
         let sum: u64 = row["partition"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
         assert_eq!(sum as f64, prompt, "{row}");
         assert!((0.0..1.0).contains(&number(row, "idle_share")), "{row}");
+        let predicted = &row["predicted"];
+        assert_eq!(keys(predicted), ["adapters", "costs", "ttft_ms"]);
+        assert!(number(predicted, "ttft_ms") > 0.0 && predicted["costs"].as_str().unwrap().contains("estimate"));
+        let (expected, measured) = (predicted["adapters"].as_array().unwrap(), row["adapters"].as_array().unwrap());
+        assert_eq!(expected.len(), measured.len());
+        for adapter in expected {
+            assert_eq!(keys(adapter), ["busy_ms", "wait_ms"]);
+            assert!(number(adapter, "busy_ms") > 0.0 && number(adapter, "wait_ms") >= 0.0, "{row}");
+        }
     }
     let (cpu, gpu) = (&rows[0], &rows[2]);
     assert_eq!((&cpu["devices"][0], &cpu["backend"]), (&Value::from("cpu"), &Value::from("native")));
@@ -137,6 +147,10 @@ fn every_form_says_the_same() {
                 Value::Null => assert!(cell.is_empty(), "{name}: {cell}"),
                 Value::Number(_) => drop(cell.parse::<f64>().unwrap()),
                 Value::String(text) => assert_eq!(cell, text),
+                // Times differ from run to run; the form does not.
+                Value::Object(_) => {
+                    assert_eq!(keys(&serde_json::from_str::<Value>(cell).unwrap()), keys(&row[name.as_str()]))
+                }
                 list => assert_eq!(
                     serde_json::from_str::<Value>(cell).unwrap().as_array().unwrap().len(),
                     list.as_array().unwrap().len()
@@ -147,6 +161,7 @@ fn every_form_says_the_same() {
         assert_eq!((at("model"), at("test")), ("tiny F16 (synthetic)", row["test"].as_str().unwrap()));
         assert_eq!(at("mode"), row["mode"].as_str().unwrap());
         assert!(at("t/s").contains(" ± "), "{md:?}");
+        assert_eq!(at("predicted").parse::<f64>().is_ok(), row["mode"] != "decode", "{md:?}");
         assert_eq!(at("TTFT ms").is_empty(), row["mode"] == "decode", "{md:?}");
     }
     assert!(md.iter().all(|line| line.len() == md[0].len()), "{md:?}");
@@ -165,6 +180,50 @@ fn fields(line: &str) -> Vec<String> {
         }
     }
     out
+}
+
+#[test]
+fn all_ways_and_cuts_are_compared_in_one_run() {
+    let cache = tempfile::tempdir().unwrap();
+    let ways = "single,tsp,tsp-causal,zigzag,relay,runahead,auto";
+    let args = format!(
+        "-p 96,128,256 -n 0 -r 1 --devices cpu,cpu --prefill {ways} --split even,searched,predicted \
+         --link-bandwidth 1GB/s --slow 0:2 -o json"
+    );
+    let output = command(&bench(&args)).env("RUNAHEAD_CACHE", cache.path()).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let at = |prompt: u64| {
+        let way = |row: &Value| [&row["mode"], &row["split"]].map(|value| value.as_str().unwrap().to_owned());
+        rows.iter().filter(|row| row["prompt"] == prompt).map(way).collect::<Vec<_>>()
+    };
+    for prompt in [96, 128, 256] {
+        // The slower of the two is measured alone, too; and of two halves of one processor, auto takes one.
+        let expected = [
+            ["single", "even"],
+            ["single", "even"],
+            ["tsp", "even"],
+            ["tsp-causal", "even"],
+            ["zigzag", "even"],
+            ["relay", "even"],
+            ["runahead", "even"],
+            ["runahead", "searched"],
+            ["runahead", "predicted"],
+            ["single", "auto"],
+        ];
+        assert_eq!(at(prompt), expected.map(|way| way.map(str::to_owned)), "{prompt}");
+    }
+    // Each length's cut comes from the other two: a share of the nearest, or between.
+    let cut = |prompt: u64, split: &str| {
+        let row = rows.iter().find(|row| row["prompt"] == prompt && row["split"] == split).unwrap();
+        row["partition"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let shares = [96, 256].map(|prompt| cut(prompt, "searched")[0] as f64 / prompt as f64);
+    let predicted = cut(128, "predicted")[0] as f64 / 128.0;
+    let between = shares[0].min(shares[1]) - 0.125..=shares[0].max(shares[1]) + 0.125;
+    assert!(between.contains(&predicted), "{predicted} {shares:?}");
+    assert!(stderr(&output).contains("takes no part"), "{}", stderr(&output));
+    assert!(rows.iter().filter(|row| row["split"] == "auto").all(|row| row["speedup"].is_number()));
 }
 
 #[test]
@@ -218,7 +277,7 @@ fn a_file_and_a_depth_are_measured_too() {
 fn what_cannot_be_measured_is_an_error() {
     let model = tiny();
     let file = ["bench", "-m", &model, "--devices", "cpu"];
-    let cases: [(Vec<&str>, i32, &str); 22] = [
+    let cases: [(Vec<&str>, i32, &str); 28] = [
         (bench("--devices cpu --weights q4_k"), 1, "no multiple of Q4_K's block"),
         (bench("--devices cpu -p 0"), 2, "one token at least"),
         (bench("--devices cpu -p -5"), 2, "-5"),
@@ -237,6 +296,12 @@ fn what_cannot_be_measured_is_an_error() {
         (bench("--devices cpu --prefill runahead"), 2, "two adapters"),
         (bench("--devices cpu --split 512"), 2, "--split"),
         (bench("--devices cpu,cpu --split 256,256 -p 512,1024"), 1, "add up to 512"),
+        (bench("--devices cpu,cpu --split searched,predicted -p 64"), 2, "two at least"),
+        (bench("--devices cpu,cpu --split even,best"), 2, "best"),
+        (bench("--devices cpu,cpu --split 256,even -p 512"), 2, "even"),
+        (bench("--devices cpu,cpu --split 16,16 -p 1"), 1, "add up to 32"),
+        (bench("--devices cpu,cpu --prefill ring"), 2, "zigzag"),
+        (bench("--devices cpu,cpu --link-bandwidth 0GB/s"), 2, "no rate above 0"),
         (vec!["bench", "--synthetic", "llama-9"], 2, "llama-2-7b"),
         (vec!["bench", "-m", &model, "--synthetic", "tiny"], 2, "cannot be used with"),
         ([&file[..], &["--weights", "f16"]].concat(), 2, "--synthetic"),

@@ -167,8 +167,8 @@ impl Node for Broken {
     fn decode(&mut self, token: u32, position: usize, want: Want, more: bool, wait: &Wait) -> Result<Output> {
         self.inner.decode(token, position, want, more, wait)
     }
-    fn read_rows(&self, layer: usize, rows: Piece, wait: &Wait) -> Result<Vec<u8>> {
-        self.inner.read_rows(layer, rows, wait)
+    fn read_rows_into(&self, layer: usize, rows: Piece, bytes: &mut Vec<u8>, wait: &Wait) -> Result<()> {
+        self.inner.read_rows_into(layer, rows, bytes, wait)
     }
     fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
         self.inner.write_rows(layer, rows, bytes)
@@ -245,6 +245,7 @@ fn run_with(nodes: &mut [&mut dyn Node], lengths: &[usize], cancel: &Cancel) -> 
         retention: Retention::Transit,
         record: Record::new(2),
         experiment: Experiment::default(),
+        timed: false,
         cancel,
         progress: &|_, _, _| {},
     };

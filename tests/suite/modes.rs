@@ -98,6 +98,7 @@ fn run(schedule: &Schedule) -> (u32, Vec<(u64, u64)>) {
         retention: Retention::Transit,
         record: Record::new(2),
         experiment: Experiment::default(),
+        timed: false,
         cancel: &Cancel::new(),
         progress: &|_, _, _| {},
     };
@@ -158,7 +159,8 @@ fn a_chain_runs_ahead_where_a_collective_has_a_barrier() {
 #[test]
 fn traces_hold_every_adapters_stages_and_transfers() {
     let mut session = smollm2(Experiment::default());
-    let report = prefill(&mut session, Mode::Runahead, Split::Even);
+    let options = Options { timed: true, ..options(Mode::Runahead) };
+    let report = session.generate(&tokens(144, 3), &options).unwrap().report().clone();
     let logs: Vec<_> = report.adapters.iter().map(|a| (a.name.as_str(), &a.log)).collect();
     let text = trace::chrome(&logs).to_string();
     let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -166,8 +168,11 @@ fn traces_hold_every_adapters_stages_and_transfers() {
     let count =
         |pid: usize, tid: usize| events.iter().filter(|e| e["ph"] == "X" && e["pid"] == pid && e["tid"] == tid).count();
     // 30 layers: the last adapter has one more stage, for the end of the last.
-    assert_eq!([count(0, 0), count(0, 1), count(0, 2), count(0, 3)], [30, 30, 0, 0]);
-    assert_eq!([count(1, 0), count(1, 1), count(1, 2)], [31, 0, 30]);
+    assert_eq!([count(0, 0), count(0, 4), count(0, 5), count(0, 6)], [30, 30, 0, 0]);
+    assert_eq!([count(1, 0), count(1, 4), count(1, 5)], [31, 0, 30]);
+    // Attention, and copies out, by the device's clock. The first adapter has no attention in the last layer; of the last one the token alone leaves.
+    assert_eq!([count(0, 2), count(1, 2), count(0, 3), count(1, 3)], [29, 30, 30, 1]);
+    assert!(count(0, 1) >= 30 && count(1, 1) >= 31);
     for event in events.iter().filter(|e| e["ph"] == "X") {
         assert!(event["ts"].as_f64().unwrap() >= 0.0 && event["dur"].as_f64().unwrap() >= 0.0, "{event}");
     }
@@ -187,7 +192,8 @@ fn a_shaped_link_holds_rows_back_and_changes_no_bit() {
     let slow = Lane { bandwidth: Some(1e9), latency_s: 0.02, noise: Some(noise) };
     for mode in CHAINS {
         let (want, _) = answer(Experiment::default(), mode);
-        let (got, taken) = answer(Experiment { link: Some(slow), slowdown: vec![3.0, 1.0, 2.0] }, mode);
+        let (got, taken) =
+            answer(Experiment { link: Some(slow), slowdown: vec![3.0, 1.0, 2.0], ..Experiment::default() }, mode);
         assert_eq!(got, want, "{mode}");
         // Rows of each of two layers pass two links of 40 ms; the second layer's do not start before the first's are there.
         assert!(taken >= Duration::from_millis(100), "{mode}: {taken:?}");
@@ -198,7 +204,7 @@ fn a_shaped_link_holds_rows_back_and_changes_no_bit() {
 fn a_cancel_ends_a_link_that_takes_for_ever() {
     let cancel = Cancel::new();
     let lane = Lane { bandwidth: Some(1.0), latency_s: 0.0, noise: None };
-    let experiment = Experiment { link: Some(lane), slowdown: vec![] };
+    let experiment = Experiment { link: Some(lane), ..Experiment::default() };
     let builder = Engine::builder(reference("llama-gqa-tied")).unwrap().devices([DeviceId::Cpu; 2]).context(128);
     let engine = builder.experiment(experiment).cancel(cancel.clone()).open().unwrap();
     let mut session = engine.session().unwrap();
@@ -215,7 +221,7 @@ fn a_cancel_ends_a_link_that_takes_for_ever() {
 
 #[test]
 fn a_slowed_adapter_pauses_in_proportion_to_its_work() {
-    let mut session = smollm2(Experiment { link: None, slowdown: vec![3.0] });
+    let mut session = smollm2(Experiment { slowdown: vec![3.0], ..Experiment::default() });
     let report = prefill(&mut session, Mode::Runahead, Split::Given(vec![16, 128]));
     let pauses = |i: usize| report.adapters[i].log.events.iter().filter(|e| e.what == What::Pause).collect::<Vec<_>>();
     assert!(pauses(0).len() == 30 && pauses(1).is_empty());
@@ -230,7 +236,7 @@ fn a_slowed_adapter_pauses_in_proportion_to_its_work() {
 fn impossible_experiments_are_refused() {
     let open = |link, slowdown| {
         let builder = Engine::builder(reference("llama-gqa-tied")).unwrap().devices([DeviceId::Cpu]);
-        builder.experiment(Experiment { link, slowdown }).open().map(|_| ())
+        builder.experiment(Experiment { link, slowdown, ..Experiment::default() }).open().map(|_| ())
     };
     let lane = Lane { bandwidth: Some(0.0), latency_s: 0.0, noise: None };
     assert!(matches!(open(Some(lane), vec![]), Err(Error::Config(text)) if text.contains("bandwidth")));

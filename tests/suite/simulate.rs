@@ -86,7 +86,7 @@ fn without_a_causal_kernel_the_searched_chain_gains_less() {
                 let schedule = Schedule { mask: Mask::BlockThenMask, ..Schedule::runahead(0, lengths, 32) };
                 Ok(simulate(&schedule, &costs)?.ttft_s)
             };
-            let problem = Problem { past: 0, len: context, n_pieces: p, guesses: Vec::new(), finest: 1 };
+            let problem = Problem::exact(0, context, p, Vec::new());
             let chain = search(&problem, &Cancel::new(), &mut objective, &mut |_| {}).unwrap();
             let tsp = even(Mode::Tsp, &costs, context);
             assert_near(tsp.ttft_s / chain.seconds, ratio, &format!("{context} tokens, {p} adapters"));
@@ -247,13 +247,18 @@ fn a_search_is_sound_and_never_worse_than_even() {
     let best = [64, 256, 192];
     let mut distance =
         |l: &[usize]| -> Result<f64> { Ok(l.iter().zip(best).map(|(&a, b)| a.abs_diff(b) as f64).sum()) };
-    let problem = Problem { past: 0, len: 512, n_pieces: 3, guesses: Vec::new(), finest: 1 };
+    let problem = Problem::exact(0, 512, 3, Vec::new());
     assert_eq!(search(&problem, &Cancel::new(), &mut distance, &mut |_| {}).unwrap().lengths, best);
+    // With measurements steps are coarse, begin at the guess, and end after so many.
+    let measured = Problem::measured(0, 512, 3, vec![80, 240, 192]);
+    assert_eq!(search(&measured, &Cancel::new(), &mut distance, &mut |_| {}).unwrap().lengths, best);
+    let few = search(&Problem { most: 4, ..measured }, &Cancel::new(), &mut |_| Ok(1.0), &mut |_| {}).unwrap();
+    assert!(few.finished && few.n_tried == 4, "{few:?}");
 }
 
 #[test]
 fn a_cancelled_search_keeps_the_best_so_far_and_a_failed_one_fails() {
-    let problem = Problem { past: 0, len: 1024, n_pieces: 2, guesses: Vec::new(), finest: 1 };
+    let problem = Problem::exact(0, 1024, 2, Vec::new());
     let cancel = Cancel::new();
     let mut tries = 0;
     let mut objective = |lengths: &[usize]| {

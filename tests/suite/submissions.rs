@@ -98,6 +98,7 @@ fn the_cpu_adapter_gives_the_same_bits_too() {
             record: Record::new(2),
             experiment: Default::default(),
             cancel: &Cancel::new(),
+            timed: false,
             progress: &|_, _, _| {},
         };
         let outcome = chain::prefill(&mut nodes, &schedule, request).unwrap();

@@ -7,12 +7,12 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use runahead::Result;
 use runahead::config::{ModelConfig, shapes};
 use runahead::dtype::Dtype;
-use runahead::engine::{DeviceId, Mode};
+use runahead::engine::DeviceId;
 use runahead::runahead::partition::Split;
 
 use crate::cli::args::{KvArgs, ModelArgs, PaceArgs};
 use crate::cli::experiment::ExperimentArgs;
-use crate::cli::planning::Cut;
+use crate::cli::planning::{Cut, Prefill};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -43,19 +43,20 @@ pub struct BenchArgs {
     /// Adapters in the order of the chain, as in `generate`; the last one decodes
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub devices: Vec<DeviceId>,
-    /// Ways to prefill, compared side by side: single (each adapter alone), runahead, relay, tsp, tsp-causal, zigzag.
-    /// With several adapters single,runahead unless said here, else single.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub prefill: Vec<Mode>,
+    /// Ways to prefill, compared side by side: single (each adapter alone), runahead, relay, tsp, tsp-causal, zigzag,
+    /// and auto (whatever is expected to be fastest). With several adapters single,runahead unless said here, else single.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Prefill::parse)]
+    pub prefill: Vec<Prefill>,
     /// The steps from one adapter to a balanced chain: each adapter alone; even pieces with a collective (tsp-causal);
     /// even pieces handed on (what the transport gives); the pieces of --split, searched unless said here, handed on
     /// (what balance gives)
     #[arg(long, conflicts_with_all = ["prefill", "no_prefill"])]
     pub matrix: bool,
-    /// How chains are cut: even, searched (on measured prefills, in this run), predicted (from the table of `calibrate`),
-    /// or N0,N1,… in multiples of 16. Collectives have even pieces
-    #[arg(long, value_name = "SPLIT", value_parser = Cut::parse)]
-    pub split: Option<Cut>,
+    /// How chains are cut: even, searched (on measured prefills, in this run), predicted (from the cuts searched for the
+    /// other lengths of this run, else from the table of `calibrate`), several of them, as even,searched, or N0,N1,… in
+    /// multiples of 16. Of several relay takes the first, runahead each. Collectives have even pieces
+    #[arg(long, value_name = "SPLIT", value_parser = CutList::parse)]
+    pub split: Option<CutList>,
     #[command(flatten)]
     pub pace: PaceArgs,
     #[command(flatten)]
@@ -76,9 +77,9 @@ pub struct BenchArgs {
 
 impl BenchArgs {
     /// How chains are cut.
-    pub fn cut(&self) -> Cut {
+    pub fn cuts(&self) -> Vec<Cut> {
         let default = if self.matrix { Cut::Searched } else { Cut::Fixed(Split::Even) };
-        self.split.clone().unwrap_or(default)
+        self.split.as_ref().map_or_else(|| vec![default], |list| list.0.clone())
     }
 
     /// Format of the random weights.
@@ -93,6 +94,16 @@ impl BenchArgs {
             (None, Some(path)) => path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             (None, None) => "smollm2".to_owned(),
         }
+    }
+}
+
+/// See [`Cut::parse_list`]; to clap one value.
+#[derive(Clone, Debug)]
+pub struct CutList(Vec<Cut>);
+
+impl CutList {
+    fn parse(text: &str) -> Result<Self, String> {
+        Cut::parse_list(text).map(Self)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use runahead::cancel::Cancel;
 use runahead::engine::{Engine, Mode, Options, PrefillReport, Session};
-use runahead::runahead::partition::{Split, n_granules};
+use runahead::runahead::partition::Split;
 use runahead::runahead::search::{Problem, search};
 
 use super::BenchArgs;
@@ -27,11 +27,19 @@ impl Measured {
         }
     }
 
-    /// How many adapters took part, the last ones of those that were named.
-    pub fn n_adapters(&self, case: &Case) -> usize {
-        match (self, case) {
-            (Measured::Prefill(reports), Case::Prefill { .. }) => reports.first().map_or(1, |r| r.adapters.len()),
-            _ => 1,
+    /// How many adapters took part, the last ones of the engine's.
+    pub fn n_adapters(&self) -> usize {
+        match self {
+            Measured::Prefill(reports) => reports.first().map_or(1, |r| r.adapters.len()),
+            Measured::Decode(_) => 1,
+        }
+    }
+
+    /// Tokens of each piece of a prefill.
+    pub fn partition(&self) -> &[usize] {
+        match self {
+            Measured::Prefill(reports) => reports.first().map_or(&[], |r| &r.partition),
+            Measured::Decode(_) => &[],
         }
     }
 }
@@ -52,8 +60,8 @@ pub fn case(
         cancel.check()?;
         session.clear();
         match *case {
-            Case::Prefill { mode, prompt, depth, .. } => {
-                prefill(&mut session, engine, mode, split, prompt, depth, u64::from(i))
+            Case::Prefill { ref way, prompt, depth } => {
+                prefill(&mut session, engine, way.mode, split, prompt, depth, u64::from(i))
                     .map(Run::Prefill)
                     .map_err(Failure::from)
             }
@@ -83,12 +91,10 @@ pub fn searched(
     (prompt, depth): (usize, usize),
     guess: Vec<usize>,
     cancel: &Cancel,
-) -> Result<Split, Failure> {
+) -> Result<Vec<usize>, Failure> {
     let mut session = engine.session()?;
-    // Steps of a 64th: finer ones drown in the noise of a measurement.
-    let finest = (n_granules(depth, prompt) / 64).max(1);
     let n_pieces = mode.n_pieces(engine.adapters().count());
-    let problem = Problem { past: depth, len: prompt, n_pieces, guesses: vec![guess], finest };
+    let problem = Problem::measured(depth, prompt, n_pieces, guess);
     let mut ttft = |lengths: &[usize]| {
         session.clear();
         let split = Split::Given(lengths.to_vec());
@@ -98,7 +104,7 @@ pub fn searched(
     ttft(&Split::Even.lengths(depth, prompt, n_pieces)?)?;
     let found = search(&problem, cancel, &mut ttft, &mut |_| {})?;
     cancel.check()?;
-    Ok(Split::Given(found.lengths))
+    Ok(found.lengths)
 }
 
 enum Run {

@@ -2,6 +2,7 @@
 
 use runahead::dtype::KvDtype;
 use runahead::engine::{Mode, PrefillReport};
+use runahead::runahead::simulate::{AdapterForecast, Forecast};
 use serde::Serialize;
 
 use super::cases::Case;
@@ -16,8 +17,6 @@ pub struct About {
     pub kv: KvDtype,
     pub load_ms: f64,
     pub repetitions: u32,
-    /// How chains are cut.
-    pub cut: &'static str,
 }
 
 /// The adapters that took part, in the order of the chain.
@@ -70,10 +69,35 @@ struct Prefill {
     published_bytes: u64,
     /// Over all adapters.
     fetched_bytes: u64,
-    /// `even`, `given`, `searched` or `predicted`.
+    /// `even`, `given`, `searched` or `predicted`; `auto` where `--prefill auto` chose mode and cut.
     split: &'static str,
     partition: Vec<usize>,
     adapters: Vec<Adapter>,
+    predicted: Predicted,
+}
+
+/// What `plan` says of this very prefill, under the names of what was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Predicted {
+    ttft_ms: f64,
+    adapters: Vec<PredictedAdapter>,
+    /// Where the costs come from.
+    costs: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct PredictedAdapter {
+    busy_ms: f64,
+    wait_ms: f64,
+}
+
+impl Predicted {
+    /// `costs` says where the costs come from.
+    pub fn new(forecast: &Forecast, costs: String) -> Self {
+        let ms = |seconds: f64| rounded(seconds * 1e3);
+        let adapter = |a: &AdapterForecast| PredictedAdapter { busy_ms: ms(a.busy_s), wait_ms: ms(a.wait_s) };
+        Self { ttft_ms: ms(forecast.ttft_s), adapters: forecast.adapters.iter().map(adapter).collect(), costs }
+    }
 }
 
 /// As in `generate`; times are means.
@@ -89,7 +113,7 @@ struct Adapter {
 }
 
 /// All keys in the order of a row, for forms that need every one in each line.
-pub const KEYS: [&str; 25] = [
+pub const KEYS: [&str; 26] = [
     "model",
     "params",
     "weights_bytes",
@@ -112,35 +136,40 @@ pub const KEYS: [&str; 25] = [
     "split",
     "partition",
     "adapters",
+    "predicted",
     "gen",
     "tokens_per_s",
     "tokens_per_s_sd",
 ];
 
 impl Row {
-    /// `best_single_ms` is the time that a chain is compared with.
-    pub fn new(about: &About, case: &Case, measured: Measured, used: Used, best_single_ms: Option<f64>) -> Self {
+    /// `best_single_ms` is the time that all but one adapter alone is compared with.
+    pub fn new(
+        about: &About,
+        case: &Case,
+        measured: Measured,
+        used: Used,
+        best_single_ms: Option<f64>,
+        predicted: Option<Predicted>,
+    ) -> Self {
         let (test, depth, generated) = match *case {
             Case::Prefill { prompt, depth, .. } => (format!("pp{prompt}"), depth, None),
             Case::Decode { tokens, depth } => (format!("tg{tokens}"), depth, Some(tokens)),
         };
-        let (mode, prefill, (rate, rate_sd)) = match (measured, case) {
-            (Measured::Prefill(reports), &Case::Prefill { mode, even, prompt, .. }) => {
-                let chain = mode != Mode::Single;
+        let (mode, prefill, (rate, rate_sd)) = match (measured, case, predicted) {
+            (Measured::Prefill(reports), Case::Prefill { way, prompt, .. }, Some(predicted)) => {
+                let prompt = *prompt;
+                let compared = way.auto || way.mode != Mode::Single;
                 let name = reports.first().map_or("single", |r| r.mode);
-                let prefill = Prefill::new(
-                    prompt,
-                    if even { "even" } else { about.cut },
-                    &reports,
-                    best_single_ms.filter(|_| chain),
-                );
+                let best_single_ms = best_single_ms.filter(|_| compared);
+                let prefill = Prefill::new(prompt, way.split(), &reports, best_single_ms, predicted);
                 // The rate of the mean time, and the same relative deviation: the two pairs of keys agree.
                 let rate = prompt as f64 / (prefill.ttft_ms / 1e3);
                 let deviation = rate * prefill.ttft_ms_sd / prefill.ttft_ms;
                 (name, Some(prefill), (rate, deviation))
             }
-            (Measured::Prefill(_), Case::Decode { .. }) => ("decode", None, (0.0, 0.0)),
-            (Measured::Decode(rates), _) => ("decode", None, (mean(&rates), deviation(&rates))),
+            (Measured::Prefill(_), ..) => ("decode", None, (0.0, 0.0)),
+            (Measured::Decode(rates), ..) => ("decode", None, (mean(&rates), deviation(&rates))),
         };
         Self {
             model: about.model.clone(),
@@ -166,7 +195,8 @@ impl Row {
 
     /// Whether this is one adapter's time to the first token in such a case.
     pub fn is_single(&self, prompt: usize, depth: usize) -> bool {
-        self.mode == "single" && self.depth == depth && self.prefill.as_ref().is_some_and(|p| p.prompt == prompt)
+        let of_case = |p: &Prefill| p.prompt == prompt && p.split != "auto";
+        self.mode == "single" && self.depth == depth && self.prefill.as_ref().is_some_and(of_case)
     }
 
     /// Mean time to the first token.
@@ -190,13 +220,15 @@ impl Row {
         let split = self.prefill.as_ref().map_or("", |p| p.split);
         let depth = if self.depth > 0 { format!(" behind {} tokens", self.depth) } else { String::new() };
         match self.mode {
+            // What it chooses may change with the length.
+            _ if split == "auto" => format!("auto{depth}"),
             "single" => format!("single, {}{depth}", self.devices.join(", ")),
             mode => format!("{mode}, {split}{depth}"),
         }
     }
 
     /// Cells of the table for people, in the order of [`super::table::COLUMNS`].
-    pub fn cells(&self) -> [String; 12] {
+    pub fn cells(&self) -> [String; 13] {
         let of = |cell: &dyn Fn(&Prefill) -> String| self.prefill.as_ref().map_or_else(String::new, cell);
         let lengths = |lengths: &[usize]| lengths.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
         [
@@ -205,11 +237,16 @@ impl Row {
             scaled(self.params as f64, &[(1e9, "B"), (1e6, "M")]),
             self.backend.clone(),
             self.devices.join(", "),
-            self.mode.to_owned(),
+            match self.prefill.as_ref().map_or("even", |p| p.split) {
+                "even" => self.mode.to_owned(),
+                "auto" => format!("auto: {}", self.mode),
+                split => format!("{}, {split}", self.mode),
+            },
             of(&|p| if p.partition.len() > 1 { lengths(&p.partition) } else { String::new() }),
             self.test.clone(),
             format!("{:.2} ± {:.2}", self.tokens_per_s, self.tokens_per_s_sd),
             of(&|p| format!("{:.1} ± {:.1}", p.ttft_ms, p.ttft_ms_sd)),
+            of(&|p| format!("{:.1}", p.predicted.ttft_ms)),
             of(&|p| p.speedup.map_or_else(String::new, |x| format!("{x:.2}x, {:.0} % idle", p.idle_share * 100.0))),
             of(&|p| format!("{} / {}", output::bytes(p.published_bytes), output::bytes(p.fetched_bytes))),
         ]
@@ -217,7 +254,13 @@ impl Row {
 }
 
 impl Prefill {
-    fn new(prompt: usize, split: &'static str, reports: &[PrefillReport], best_single_ms: Option<f64>) -> Self {
+    fn new(
+        prompt: usize,
+        split: &'static str,
+        reports: &[PrefillReport],
+        best_single_ms: Option<f64>,
+        predicted: Predicted,
+    ) -> Self {
         let times: Vec<f64> = reports.iter().map(|r| r.ttft_ms).collect();
         let ttft_ms = mean(&times);
         let average = |value: &dyn Fn(&PrefillReport) -> f64| mean(&reports.iter().map(value).collect::<Vec<_>>());
@@ -247,6 +290,7 @@ impl Prefill {
             fetched_bytes: adapters.iter().map(|a| a.fetched_bytes).sum(),
             partition: reports.first().map_or_else(Vec::new, |r| r.partition.clone()),
             adapters,
+            predicted,
         }
     }
 }

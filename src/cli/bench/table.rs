@@ -8,7 +8,7 @@ use crate::cli::failure::Failure;
 use crate::cli::output;
 
 /// Headings of the table for people, with the width that they start from.
-pub const COLUMNS: [(&str, usize); 12] = [
+pub const COLUMNS: [(&str, usize); 13] = [
     ("model", 5),
     ("size", 9),
     ("params", 8),
@@ -19,6 +19,7 @@ pub const COLUMNS: [(&str, usize); 12] = [
     ("test", 6),
     ("t/s", 16),
     ("TTFT ms", 15),
+    ("predicted", 9),
     ("speed-up, idle", 16),
     ("K/V out / in", 21),
 ];
@@ -96,7 +97,8 @@ impl Table {
 
 /// Whether a column stands to the right.
 fn is_number(column: usize) -> bool {
-    ["size", "params", "test", "t/s", "TTFT ms", "speed-up, idle", "K/V out / in"].contains(&COLUMNS[column].0)
+    ["size", "params", "test", "t/s", "TTFT ms", "predicted", "speed-up, idle", "K/V out / in"]
+        .contains(&COLUMNS[column].0)
 }
 
 fn value(row: &Row) -> Result<Value, Failure> {
@@ -107,12 +109,12 @@ fn no_json(error: serde_json::Error) -> Failure {
     Failure::Other(format!("JSON: {error}"))
 }
 
-/// A cell for each of [`KEYS`], empty where the row lacks it; lists are JSON.
+/// A cell for each of [`KEYS`], empty where the row lacks it; lists and objects are JSON.
 fn csv(row: &Value) -> String {
     let cell = |key: &&str| match row.get(*key) {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => quoted(text),
-        Some(Value::Array(list)) => quoted(&Value::from(list.clone()).to_string()),
+        Some(structure @ (Value::Array(_) | Value::Object(_))) => quoted(&structure.to_string()),
         Some(other) => other.to_string(),
     };
     KEYS.iter().map(cell).collect::<Vec<_>>().join(",")

@@ -31,6 +31,9 @@ pub struct PlanArgs {
     /// Models, adapters and links on paper instead: a TOML file, described in examples/study.toml
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "synthetic", "n_prompt", "devices", "split"])]
     pub simulate: Option<PathBuf>,
+    /// Draw the study's times to the first token over the prompt length, a plot for each model, network and number of adapters
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,

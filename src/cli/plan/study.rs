@@ -1,6 +1,6 @@
 //! A study on paper: every combination of model, network, adapters, context and mode through the simulator.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use runahead::cancel::Cancel;
 use runahead::error::Error;
@@ -16,7 +16,9 @@ use serde::Serialize;
 use super::ms;
 use super::study_file::{Network, PaperModel, Study, StudySplit};
 use crate::cli::failure::Failure;
+use crate::cli::new_file::NewFile;
 use crate::cli::output;
+use crate::cli::picture::{self, Panel, Series};
 
 /// One line of the result. Names of the keys are a contract: other programs read them.
 #[derive(Serialize)]
@@ -52,9 +54,10 @@ struct Adapter {
     fits: bool,
 }
 
-/// Runs the study in a file and prints its lines.
-pub fn run(path: &Path, json: bool) -> Result<(), Failure> {
+/// Runs the study in a file, prints its lines and draws them.
+pub fn run(path: &Path, plot: Option<&PathBuf>, json: bool) -> Result<(), Failure> {
     let study = Study::read(path)?;
+    let plot = NewFile::begin_if(plot)?;
     let mut lines = Vec::new();
     for model in &study.models {
         for network in &study.networks {
@@ -63,7 +66,31 @@ pub fn run(path: &Path, json: bool) -> Result<(), Failure> {
             }
         }
     }
+    if let Some(file) = plot {
+        let axes = ("tokens of the prompt", "time to first token, ms");
+        file.text(&picture::plots(axes, study.sizes().len(), &panels(&lines))?)?;
+    }
     if json { output::json_pretty(&lines) } else { output::print(&table(&lines)) }
+}
+
+/// A plot for each model, network and number of adapters, with a line for each way to prefill.
+fn panels(lines: &[Line]) -> Vec<Panel> {
+    let mut panels: Vec<Panel> = Vec::new();
+    for l in lines {
+        let title = format!("{}, {} adapters, {}", l.model, l.n_adapters, l.network);
+        let name = if l.mode == "single" { l.mode.to_owned() } else { format!("{}, {}", l.mode, l.split) };
+        let point = (l.context as f64, l.ttft_ms);
+        if panels.last().is_none_or(|panel| panel.title != title) {
+            panels.push(Panel { title, series: Vec::new() });
+        }
+        let Some(panel) = panels.last_mut() else { continue };
+        match panel.series.iter_mut().find(|series| series.name == name) {
+            Some(series) => series.points.push(point),
+            None => panel.series.push(Series { name, points: vec![point] }),
+        }
+    }
+    panels.iter_mut().flat_map(|p| &mut p.series).for_each(|s| s.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
+    panels
 }
 
 /// A model on a number of adapters on a network.
@@ -153,7 +180,7 @@ impl<'a> Case<'a> {
             return self.even(mode, context);
         }
         let guesses = vec![weighted(0, context, &balanced(&self.calm, 0, context))];
-        let problem = Problem { past: 0, len: context, n_pieces, guesses, finest: 1 };
+        let problem = Problem::exact(0, context, n_pieces, guesses);
         let mut objective = |lengths: &[usize]| Ok(simulate(&self.schedule(mode, lengths), &self.calm)?.ttft_s);
         Ok(search(&problem, &Cancel::new(), &mut objective, &mut |_| {})?.lengths)
     }

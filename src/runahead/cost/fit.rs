@@ -18,6 +18,8 @@ pub struct Sample {
     pub qkv_s: f64,
     /// Seconds of a whole layer.
     pub layer_s: f64,
+    /// Seconds of a layer's attention, where the device's clock tells.
+    pub attention_s: Option<f64>,
     /// Seconds from the end of the last whole layer to the first token.
     pub tail_s: f64,
 }
@@ -48,7 +50,8 @@ impl Fit {
         let fail = |text: &str| Err(Error::Config(format!("costs of adapter {}: {text}", self.name)));
         let mut by_length: BTreeMap<usize, Vec<Sample>> = BTreeMap::new();
         for s in &self.samples {
-            let sound = [s.qkv_s, s.layer_s, s.tail_s].iter().all(|t| t.is_finite() && *t >= 0.0);
+            let times = [s.qkv_s, s.layer_s, s.tail_s, s.attention_s.unwrap_or(0.0)];
+            let sound = times.iter().all(|t| t.is_finite() && *t >= 0.0);
             if s.tokens == 0 || !sound {
                 return fail(&format!("{s:?} is no timing"));
             }
@@ -57,7 +60,7 @@ impl Fit {
         if by_length.is_empty() {
             return fail("nothing was timed");
         }
-        let Some(score_s) = slope(&by_length) else {
+        let Some(score_s) = measured(&self.samples).or_else(|| slope(&by_length)) else {
             return fail("no length was timed behind two different prefixes");
         };
         let points = |of: &dyn Fn(&Sample) -> f64| {
@@ -79,6 +82,18 @@ impl Fit {
         let fit_error = mean(self.samples.iter().map(error)).sqrt();
         Ok(AdapterCost { fit_error, ..costs })
     }
+}
+
+/// Seconds per score from attention alone, where every chunk's was timed. Errors count relative to the layer's time: attention of a short chunk is slow for
+/// its scores, and of no weight.
+fn measured(samples: &[Sample]) -> Option<f64> {
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for s in samples {
+        let weight = s.layer_s.max(1e-12).powi(-2);
+        xy += weight * s.scores * s.attention_s?;
+        xx += weight * s.scores.powi(2);
+    }
+    (xx > 0.0).then(|| xy / xx)
 }
 
 /// Seconds per score: the least-squares slope of the layer's time over the scores, each length with an intercept of its own. Errors count relative
@@ -118,7 +133,7 @@ mod tests {
                 let qkv_s = 1e-4 + n * 1e-6;
                 let layer_s = (qkv_s + 2e-4 + n * 3e-6 + 2e-9 * n * (p + (n + 1.0) / 2.0)) * wobble;
                 let scores = mean_scores(&[], p, n);
-                Sample { prefix, tokens, scores, qkv_s, layer_s, tail_s: 1e-3 }
+                Sample { prefix, tokens, scores, qkv_s, layer_s, attention_s: None, tail_s: 1e-3 }
             })
             .collect()
     }
@@ -137,6 +152,23 @@ mod tests {
         let noisy = fit(samples(0.05)).unwrap();
         assert!((noisy.score_s / 2e-9 - 1.0).abs() < 0.2, "{}", noisy.score_s);
         assert!((0.005..0.05).contains(&noisy.fit_error), "{}", noisy.fit_error);
+    }
+
+    #[test]
+    fn attention_that_was_timed_counts_where_it_is_long() {
+        // Short chunks take thrice as long for a score.
+        let timed = |s: Sample| {
+            let scores = s.scores * if s.tokens <= 64 { 3.0 } else { 1.0 };
+            Sample { attention_s: Some(2e-9 * scores), layer_s: s.layer_s - 2e-9 * (s.scores - scores), ..s }
+        };
+        let samples: Vec<Sample> = samples(0.0).into_iter().map(timed).collect();
+        let costs = fit(samples.clone()).unwrap();
+        assert!((1.0..1.2).contains(&(costs.score_s / 2e-9)), "{}", costs.score_s);
+        // One chunk without leaves the slope of the layers, where the short ones, of which half are, tell of thrice as much.
+        let mut some = samples;
+        some[0].attention_s = None;
+        let slope = fit(some).unwrap().score_s;
+        assert!(slope > 1.02 * costs.score_s, "{slope} {}", costs.score_s);
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn assert_fails(args: &[&str], code: i32, says: &str) {
 fn generate_says_what_does_not_hold() {
     let (model, many, few) = (tiny(), tokens(100), tokens(20));
     let too_many = tokens(513);
-    let cases: [(&[&str], &str); 15] = [
+    let cases: [(&[&str], &str); 16] = [
         (&["--tokens", &many, "--devices", "99"], "no adapter `99`"),
         (&["--tokens", &many, "--devices", "cpu,99"], "no adapter `99`"),
         (&["--tokens", ""], "the prompt is empty"),
@@ -30,6 +30,7 @@ fn generate_says_what_does_not_hold() {
         (&["--tokens", &too_many, "--devices", "cpu"], "513 tokens do not fit a context of 512"),
         (&["--tokens", &many, "--devices", "cpu", "--context", "64"], "100 tokens do not fit a context of 64"),
         (&["--tokens", &many, "--devices", "cpu", "--context", "513"], "513"),
+        (&["--tokens", "1,2", "--devices", "cpu", "--context", "1"], "2 tokens do not fit a context of 1"),
         (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "64,35"], "add up to 99"),
         (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "50,50"], "no multiple of 16"),
         (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "0,100"], "piece 0 is empty"),

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{json, keys, runahead, stderr, stdout, text, tiny, tokens};
 
 /// Whether tags and their ends match: what a renderer needs at least.
-fn assert_is_svg(svg: &str) {
+pub fn assert_is_svg(svg: &str) {
     assert!(svg.starts_with("<svg"), "{}", &svg[..svg.len().min(80)]);
     let mut open = Vec::new();
     for tag in svg.split('<').skip(1) {
@@ -36,8 +36,21 @@ fn generate_writes_a_trace_and_a_time_line() {
     assert_eq!(names.iter().filter(|&&name| name == "process_name").count(), 3);
     // Two layers: two stages for each adapter, and one more for the last.
     assert_eq!(names.iter().filter(|name| name.starts_with("stage ")).count(), 7);
+    // Where the time of each went, on the clock of the prefill: nothing begins before it or ends behind the first token.
+    let of = |work: &str| {
+        let of_work = |e: &&Value| e["name"].as_str().unwrap().starts_with(work) && e["ph"] == "X";
+        events["traceEvents"].as_array().unwrap().iter().filter(of_work).collect::<Vec<_>>()
+    };
+    // In a stage of the first two, attention stands between products of two layers or at the front; rows are copied out of each.
+    assert_eq!((of("attention").len(), of("download").len()), (4, 5));
+    assert!(of("products").len() >= 7, "{}", of("products").len());
+    for event in [of("products"), of("attention"), of("download")].concat() {
+        let (start, lasts) = (event["ts"].as_f64().unwrap(), event["dur"].as_f64().unwrap());
+        assert!(start >= 0.0 && lasts >= 0.0 && start + lasts <= 1e3 * report["ttft_ms"].as_f64().unwrap(), "{event}");
+    }
     let svg = std::fs::read_to_string(timeline).unwrap();
     assert_is_svg(&svg);
+    assert!(svg.contains("attention dark"), "{svg}");
     assert!(svg.contains("cpu #3") && svg.contains("runahead"), "{svg}");
 }
 

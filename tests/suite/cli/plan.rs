@@ -53,10 +53,26 @@ fn a_plan_has_its_keys_and_adds_up() {
 }
 
 #[test]
+fn logical_adapters_of_one_device_are_expected_to_share_it() {
+    let cache = tempfile::tempdir().unwrap();
+    let ttft = |devices: &str, mode: &str| {
+        let line =
+            ["plan", "--synthetic", "llama-2-7b", "-p", "2048", "--json", "--devices", devices, "--prefill", mode];
+        cached_json(cache.path(), &line)["ttft_ms"].as_f64().unwrap()
+    };
+    let alone = ttft("cpu", "single");
+    assert_eq!(ttft("cpu,cpu", "single"), alone);
+    for mode in ["runahead", "tsp"] {
+        let shared = ttft("cpu,cpu", mode);
+        assert!((0.95 * alone..1.8 * alone).contains(&shared), "{mode}: {shared} ms, alone {alone} ms");
+    }
+}
+
+#[test]
 fn plans_that_make_no_sense_are_refused() {
     let model = tiny();
     let two = ["plan", "-m", &model, "--devices", "cpu,cpu"];
-    let cases: [(&[&str], i32, &str); 10] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (&[], 2, "-p TOKENS"),
         (&["-p", "0"], 1, "empty"),
         (&["-p", "513"], 1, "513 tokens do not fit a context of 512"),
@@ -67,6 +83,10 @@ fn plans_that_make_no_sense_are_refused() {
         (&["-p", "100", "--split", "64,36", "--prefill", "single"], 2, "nothing to cut"),
         (&["-p", "100", "--prefill", "ring"], 2, "zigzag"),
         (&["-p", "100", "--simulate", "x.toml"], 2, "--simulate"),
+        (&["-p", "100", "--plot", "x.svg"], 2, "--simulate"),
+        // One token cannot be cut, and alone it needs no chain.
+        (&["-p", "1", "--split", "16,16"], 1, "add up to 32"),
+        (&["-p", "1", "--split", "0,1"], 1, "piece 0 is empty"),
     ];
     let cache = tempfile::tempdir().unwrap();
     for (args, code, says) in cases {
@@ -108,6 +128,16 @@ fn a_study_is_simulated() {
     assert!(find("slow", "runahead", "searched") < find("slow", "tsp", "even"));
     assert!(lines.iter().all(|l| l["adapters"].as_array().unwrap().iter().all(|a| a["fits"] == true)));
     assert_eq!(stdout(&["plan", "--simulate", &file]).lines().count(), 2 + lines.len());
+
+    let plot = text(folder.path().join("study.svg"));
+    let drawn = runahead(&["plan", "--simulate", &file, "--plot", &plot]);
+    assert!(drawn.status.success(), "{}", stderr(&drawn));
+    let svg = fs::read_to_string(&plot).unwrap();
+    super::pictures::assert_is_svg(&svg);
+    for says in ["llama-7b, 2 adapters, slow", "mine, 2 adapters, noisy", "runahead, searched", "tsp-causal, even"] {
+        assert!(svg.contains(says), "{says}");
+    }
+    assert_fails(&runahead(&["plan", "--simulate", &file, "--plot", "/nowhere/at/all.svg"]), 1, "/nowhere/at/all.svg");
 
     for (from, to, says) in [
         ("bandwidth_gbs = 1\nlatency", "bandwidth_gbs = 0\nlatency", "bandwidth of 0"),
@@ -171,6 +201,7 @@ fn calibrations_that_cannot_be_are_refused() {
     for (args, code, says) in [
         (["--devices", "cpu", "-p", "513"], 1, "513 tokens do not fit a context of 512"),
         (["--devices", "cpu", "-p", "16"], 1, "too few to time"),
+        (["--devices", "cpu,cpu", "-p", "1"], 1, "cannot be cut into 2"),
         (["--devices", "cpu,cpu,cpu", "-p", "32"], 1, "cannot be cut into 3"),
         (["--devices", "99", "-p", "64"], 1, "no adapter `99`"),
         (["--devices", "cpu", "-r", "0"], 2, "1..=1000"),
