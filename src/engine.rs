@@ -27,13 +27,14 @@ mod stream;
 
 pub use crate::runahead::cost::Lane;
 pub use crate::runahead::experiment::Experiment;
+pub use crate::runahead::link::Link;
 pub use crate::runahead::noise::Noise;
 pub use crate::runahead::schedule::Mode;
 pub use builder::EngineBuilder;
 pub use calibrate::{CalibrateOptions, CalibrateStep, Calibration};
 pub use devices::{DeviceId, DeviceInfo, default_devices, devices};
 pub use generation::{Generation, Token};
-pub use report::{AdapterReport, PrefillReport};
+pub use report::{AdapterReport, HandOff, PrefillReport};
 pub use saved::saved_tokens;
 pub use session::{Options, Session};
 pub use stream::{Event, Stream};

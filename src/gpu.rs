@@ -19,17 +19,20 @@ mod readback;
 mod recorder;
 mod shader;
 mod timing;
+mod transfer;
 mod uniforms;
 
-pub use adapter::{GpuAdapter, GpuInfo, GpuKind, enumerate};
+pub use adapter::{GpuAdapter, GpuInfo, GpuKind, Opening, Transfers, enumerate};
 pub use buffer::{Binding, Buffer};
 pub use caps::{Caps, CoopScalar, CoopShape, Tier};
 pub use device::{Gpu, Submission};
+pub use native::{HostMemory, copy_bytes};
 pub use pipeline::Pipeline;
 pub use readback::Download;
 pub use recorder::Recording;
 pub use shader::{Access, CheckedShader, ShaderSpec, check};
 pub use timing::{Stretch, Timing};
+pub use transfer::HostCopy;
 
 #[cfg(test)]
 mod tests {
@@ -88,7 +91,7 @@ mod tests {
         recording.dispatch(pipeline, &n.to_ne_bytes(), &[Binding::whole(buffer)], grid).unwrap();
     }
 
-    fn read(gpu: &Gpu, buffer: &Buffer, range: std::ops::Range<u64>) -> Vec<u8> {
+    pub(crate) fn read(gpu: &Gpu, buffer: &Buffer, range: std::ops::Range<u64>) -> Vec<u8> {
         let mut recording = gpu.recording();
         let download = recording.download(buffer, range).unwrap();
         let submission = gpu.submit(recording).unwrap();
@@ -147,6 +150,27 @@ mod tests {
         assert!(gpu.times(&timing, &gpu.submit(recording).unwrap(), &wait()).unwrap().is_empty());
         let (mut never, submission) = (gpu.recording(), gpu.submit(gpu.recording()).unwrap());
         assert!(gpu.times(&never.timed(), &submission, &wait()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn shared_buffers_are_buffers_whatever_the_device_was_opened_with() {
+        let adapter = adapter();
+        for transfers in [Transfers::None, Transfers::Beside, Transfers::Anywhere] {
+            for export in [false, true] {
+                let gpu = adapter.open_with(Opening { transfers, export }).unwrap();
+                assert!(export || !gpu.opened_with().export);
+                let buffer = gpu.shared_buffer("data", 4 * 19).unwrap();
+                assert!(read_f32(&gpu, &buffer).iter().all(|&x| x == 0.0), "not cleared");
+                gpu.write(&buffer, 0, bytemuck::cast_slice(&[1.5f32; 19])).unwrap();
+                let mut recording = gpu.recording();
+                double(&mut recording, &gpu.pipeline(&double_spec()).unwrap(), &buffer, 18);
+                gpu.submit(recording).unwrap();
+                let expected = [[3.0; 18].as_slice(), &[1.5]].concat();
+                assert_eq!(read_f32(&gpu, &buffer), expected, "{transfers:?}, export {export}");
+                let limit = gpu.caps().max_buffer_bytes;
+                assert!(matches!(gpu.shared_buffer("K/V", limit + 1), Err(Error::Memory { .. })));
+            }
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::cancel::Wait;
 use crate::config::{NormKind, RopePairs};
 use crate::dtype::Scalar;
 use crate::error::Result;
+use crate::gpu::HostMemory;
 use crate::weights::WeightTensor;
 
 pub mod cpu;
@@ -56,6 +57,10 @@ pub trait Kernels: Send + Sync + Sized + 'static {
 
     /// A zeroed tensor.
     fn tensor(&self, label: &str, scalar: Scalar, len: usize) -> Result<Self::Tensor>;
+    /// As `tensor`, for rows that change hands: what `copy_out` and `copy_in` reach where the device has them.
+    fn cache(&self, label: &str, scalar: Scalar, len: usize) -> Result<Self::Tensor> {
+        self.tensor(label, scalar, len)
+    }
     /// Bytes on the device that `matrix` will take, without making it.
     fn matrix_bytes(&self, source: &MatrixSource) -> u64;
     /// Uploads (GPU: repacked; CPU: keeps reading the file's mapping).
@@ -105,8 +110,31 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     ) -> Result<()>;
     /// When the parts of a timed recording ran, in order; waits for its submission. Nothing where the device has no clock.
     fn parts(&self, timing: Self::Timing, after: &Self::Submitted, wait: &Wait) -> Result<Vec<Part>>;
+    /// Whether `copy_out` and `copy_in` are there.
+    fn copies_beside(&self) -> bool {
+        false
+    }
+    /// Copies elements to host memory beside the queue, at once: whoever calls has waited for the submissions that write them, and lets none that
+    /// writes them again begin before this returns. `false`, with nothing copied, where the device has no such way.
+    fn copy_out(&self, _runs: &[Run<'_, Self>], _to: &mut HostMemory, _wait: &Wait) -> Result<bool> {
+        Ok(false)
+    }
+    /// Copies host memory to elements in the same way; every submission after this returned sees them.
+    fn copy_in(&self, _from: &HostMemory, _runs: &[Run<'_, Self>], _wait: &Wait) -> Result<bool> {
+        Ok(false)
+    }
     /// Memory that this adapter can still give, in bytes, where the system tells.
     fn free_memory(&self) -> Option<u64>;
+}
+
+/// Elements of a tensor and their place in host memory.
+pub struct Run<'a, K: Kernels> {
+    /// Made by [`Kernels::cache`].
+    pub tensor: &'a K::Tensor,
+    /// Which of its elements.
+    pub elements: Range<usize>,
+    /// Their first byte in the host memory.
+    pub host_offset: usize,
 }
 
 /// Whether many rows of a prompt or one row of an answer are computed.

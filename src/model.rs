@@ -18,7 +18,7 @@ mod sources;
 
 pub use batch::{Batch, Queue, Recorded};
 pub use forward::Scores;
-pub use kv_cache::{CacheSize, KvCache, Slots};
+pub use kv_cache::{CacheSize, KvCache, Places, Slots};
 pub use load::LoadOptions;
 pub use pace::Pace;
 pub use scratch::Scratch;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, saved_tokens};
+use runahead::engine::{DeviceId, Link, saved_tokens};
 use runahead::runahead::partition::Split;
 
 use super::bench::BenchArgs;
@@ -150,6 +150,8 @@ pub struct LogitsArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    #[command(flatten)]
+    pub link: LinkArgs,
     /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -175,6 +177,8 @@ pub struct PerplexityArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    #[command(flatten)]
+    pub link: LinkArgs,
     /// JSON instead of a line
     #[arg(long)]
     pub json: bool,
@@ -203,6 +207,8 @@ pub struct VerifyArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    #[command(flatten)]
+    pub link: LinkArgs,
 }
 
 /// Which model.
@@ -224,6 +230,8 @@ pub struct SessionArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    #[command(flatten)]
+    pub link: LinkArgs,
     /// Tokens that prompts and answers may take together; unless said here what they need in `generate`, 4096 in `chat`
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
@@ -295,6 +303,15 @@ pub struct KvArgs {
     pub kv: Kv,
 }
 
+/// How rows are handed on.
+#[derive(Debug, clap::Args)]
+pub struct LinkArgs {
+    /// How K/V rows pass between an adapter of a chain and host memory: copy (through its queue), dma (by itself, where its driver can),
+    /// or auto (dma for adapters with a queue for copies beside the one that computes)
+    #[arg(long, value_name = "LINK", value_parser = parse_link, default_value = "auto")]
+    pub link: Link,
+}
+
 /// See [`KvDtype`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kv {
@@ -309,6 +326,11 @@ impl From<Kv> for KvDtype {
             Kv::F32 => KvDtype::F32,
         }
     }
+}
+
+fn parse_link(name: &str) -> Result<Link, String> {
+    let names = Link::ALL.map(Link::name).join(", ");
+    name.parse().map_err(|_| format!("no link is called `{name}`; there are {names}"))
 }
 
 /// Reads `even`, or lengths.

@@ -116,6 +116,7 @@ impl Bench<'_> {
             devices: &group.devices,
             context: self.context,
             kv,
+            link: self.args.link.link,
             experiment: group.experiment.clone(),
             cancel: self.cancel,
             bars: &self.bars,

@@ -15,7 +15,7 @@ use runahead::runahead::search::Found;
 use runahead::runahead::table::{Point, Table};
 use serde::Serialize;
 
-use super::args::{KvArgs, PaceArgs};
+use super::args::{KvArgs, LinkArgs, PaceArgs};
 use super::failure::Failure;
 use super::open;
 use super::output;
@@ -41,6 +41,8 @@ pub struct CalibrateArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    #[command(flatten)]
+    pub link: LinkArgs,
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,
@@ -116,6 +118,7 @@ fn load(
         .devices(ids.iter().copied())
         .context(context)
         .kv(args.kv.kv.into())
+        .link(args.link.link)
         .cancel(cancel.clone())
         .on_progress(move |progress| {
             if let Progress::Load { .. } = progress {

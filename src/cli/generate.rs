@@ -25,6 +25,7 @@ use super::progress::Bars;
 
 mod report;
 
+pub use report::HandedOn;
 use report::{Answer, Report};
 
 /// Runs the command.
@@ -47,6 +48,7 @@ pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
         devices: &plan.devices,
         context: plan.context,
         kv: args.session.kv.kv.into(),
+        link: args.session.link.link,
         experiment: plan.experiment.clone(),
         cancel,
         bars: &bars,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, EngineBuilder, Experiment, default_devices, devices};
+use runahead::engine::{DeviceId, Engine, EngineBuilder, Experiment, Link, default_devices, devices};
 use runahead::error::Error;
 
-use super::args::{KvArgs, ModelArgs, PaceArgs};
+use super::args::{KvArgs, LinkArgs, ModelArgs, PaceArgs};
 use super::failure::Failure;
 use super::output;
 use super::progress::Bars;
@@ -44,6 +44,7 @@ pub struct Opening<'a> {
     pub devices: &'a [DeviceId],
     pub context: usize,
     pub kv: KvDtype,
+    pub link: Link,
     pub experiment: Experiment,
     pub cancel: &'a Cancel,
     pub bars: &'a Arc<Bars>,
@@ -61,6 +62,7 @@ pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Fai
         .devices(opening.devices.iter().copied())
         .context(opening.context)
         .kv(opening.kv)
+        .link(opening.link)
         .experiment(opening.experiment.clone())
         .cancel(opening.cancel.clone())
         .on_progress(move |progress| bars.show(progress))
@@ -74,14 +76,14 @@ pub fn plainly(
     files: EngineBuilder,
     devices: &[DeviceId],
     kv: &KvArgs,
-    pace: &PaceArgs,
+    (link, pace): (&LinkArgs, &PaceArgs),
     context: usize,
     cancel: &Cancel,
 ) -> Result<(Engine, Arc<Bars>), Failure> {
     let bars = Arc::new(Bars::new());
     let experiment = Experiment::default();
-    let responsive = pace.responsive;
-    let opening = Opening { devices, context, kv: kv.kv.into(), responsive, experiment, cancel, bars: &bars };
+    let (link, responsive) = (link.link, pace.responsive);
+    let opening = Opening { devices, context, kv: kv.kv.into(), link, responsive, experiment, cancel, bars: &bars };
     Ok((engine(files, &opening)?, bars))
 }
 

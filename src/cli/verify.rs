@@ -50,6 +50,7 @@ pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
         devices,
         context,
         kv: args.kv.kv.into(),
+        link: args.link.link,
         experiment: Experiment::default(),
         cancel,
         bars: &bars,

@@ -8,7 +8,7 @@ use crate::cancel::Cancel;
 use crate::config::ModelConfig;
 use crate::dims::{GRANULE, round_up};
 use crate::dtype::{Dtype, KvDtype, Scalar};
-use crate::engine::{DeviceId, Engine, Experiment, OnProgress, Progress, Shared, default_devices, devices};
+use crate::engine::{DeviceId, Engine, Experiment, Link, OnProgress, Progress, Shared, default_devices, devices};
 use crate::error::{Error, Result};
 use crate::gpu::{self, GpuAdapter};
 use crate::kernels::Kernels;
@@ -39,6 +39,7 @@ pub struct EngineBuilder {
     devices: Vec<DeviceId>,
     context: Option<usize>,
     kv: KvDtype,
+    link: Link,
     submission: Duration,
     take_back: usize,
     experiment: Experiment,
@@ -72,6 +73,7 @@ impl EngineBuilder {
             devices: Vec::new(),
             context: None,
             kv: KvDtype::default(),
+            link: Link::default(),
             submission: SUBMISSION,
             take_back: TAKE_BACK,
             experiment: Experiment::default(),
@@ -98,6 +100,13 @@ impl EngineBuilder {
     /// adapters as well, which costs their speed.
     pub fn kv(mut self, dtype: KvDtype) -> Self {
         self.kv = dtype;
+        self
+    }
+
+    /// How K/V rows pass between each adapter of a chain and host memory ([`Link::Auto`] unless said here). An adapter that cannot do what is said
+    /// copies; [`AdapterReport::link`](crate::engine::AdapterReport::link) says what it did.
+    pub fn link(mut self, link: Link) -> Self {
+        self.link = link;
         self
     }
 
@@ -257,7 +266,9 @@ impl Opening<'_> {
             DeviceId::Gpu(index) => {
                 let adapter = self.gpus.get(index).ok_or_else(|| self.no_adapter(id))?;
                 let name = self.logical_name(&adapter.info().name, i);
-                let gpu = Arc::new(adapter.open()?);
+                // One adapter alone hands nothing on.
+                let link = if self.ids.len() > 1 { self.builder.link } else { Link::Copy };
+                let gpu = Arc::new(adapter.open_with(gpu::Opening { transfers: link.transfers(), export: false })?);
                 if let Some(folder) = &self.builder.pipelines {
                     gpu.keep_pipelines(folder);
                 }

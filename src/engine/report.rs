@@ -1,7 +1,9 @@
 //! What a prefill did, adapter by adapter.
 
 use crate::runahead::chain::AdapterLog;
+use crate::runahead::node::Node;
 use crate::runahead::schedule::Schedule;
+use crate::runahead::trace::What;
 
 /// One prefill.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,21 +39,57 @@ pub struct AdapterReport {
     pub published_bytes: u64,
     /// Bytes of K/V rows that it took from the board.
     pub fetched_bytes: u64,
+    /// The way of its rows to and from host memory: `copy` or `dma`.
+    pub link: &'static str,
+    /// What later adapters took of it.
+    pub handed_on: Vec<HandOff>,
     /// Its submissions in order, on one clock for all adapters.
     pub log: AdapterLog,
 }
 
+/// What passed between two adapters of a prefill.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HandOff {
+    /// The reader's place among the adapters that took part.
+    pub to: usize,
+    /// Bytes of K/V rows.
+    pub bytes: u64,
+    /// 10^9 bytes a second, out of one cache and into the other, one after the other; what a device that copies in its queue adds there is not seen.
+    pub gb_per_s: f64,
+}
+
+/// What each reader took of `from`'s pieces, by the clocks of both.
+fn hand_offs(schedule: &Schedule, from: usize, logs: &[AdapterLog]) -> Vec<HandOff> {
+    let sends = schedule.sends(from);
+    let hand_off = |to: usize| {
+        let moved = |adapter: usize, what: What| {
+            let to_it = |piece: usize| sends.iter().any(|(p, readers)| *p == piece && readers.contains(&to));
+            let events = logs[adapter].events.iter().filter(move |e| e.what == what && e.piece.is_some_and(to_it));
+            events.fold((0, 0.0), |(bytes, s), e| (bytes + e.bytes, s + (e.end - e.start).as_secs_f64()))
+        };
+        let ((out_bytes, out_s), (bytes, in_s)) = (moved(from, What::Publish), moved(to, What::Fetch));
+        let s_per_byte = out_s / out_bytes.max(1) as f64 + in_s / bytes.max(1) as f64;
+        // A clock that saw no time pass leaves the rate at 0, not infinite.
+        let gb_per_s = if s_per_byte > 0.0 { 1e-9 / s_per_byte } else { 0.0 };
+        (bytes > 0).then_some(HandOff { to, bytes, gb_per_s })
+    };
+    (0..logs.len()).filter_map(hand_off).collect()
+}
+
 impl AdapterReport {
-    pub(super) fn new(name: &str, schedule: &Schedule, adapter: usize, log: AdapterLog) -> Self {
+    pub(super) fn new(node: &dyn Node, schedule: &Schedule, adapter: usize, logs: &[AdapterLog]) -> Self {
+        let log = logs[adapter].clone();
         let pieces = || schedule.share[adapter].iter().map(|&p| schedule.pieces[p]);
         Self {
-            name: name.to_owned(),
+            name: node.name().to_owned(),
             start: pieces().map(|p| p.start).min().unwrap_or(schedule.past),
             end: pieces().map(|p| p.end).max().unwrap_or(schedule.past),
             busy_ms: log.busy().as_secs_f64() * 1e3,
             wait_ms: log.waited().as_secs_f64() * 1e3,
             published_bytes: log.published_bytes,
             fetched_bytes: log.fetched_bytes,
+            link: node.link().name(),
+            handed_on: hand_offs(schedule, adapter, logs),
             log,
         }
     }

@@ -14,6 +14,7 @@ use crate::runahead::board::{Block, Record, Retention};
 use crate::runahead::chain::{self, Outcome, Request};
 use crate::runahead::node::Node;
 use crate::runahead::partition::Split;
+use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::{Mode, Schedule};
 use crate::runahead::trace;
 use crate::runahead::worker::{Output, RowsOut, Want};
@@ -72,6 +73,8 @@ pub struct Session {
     pub(super) least_kept: usize,
     note: String,
     record: Record,
+    /// What the board of each turn is made of.
+    pool: HostPool,
     /// Ends every turn; the engine's own unless a stream put its own in.
     parent: Cancel,
     /// Ends the present turn.
@@ -91,9 +94,10 @@ impl Session {
     pub(super) fn new(engine: Engine, nodes: Vec<Box<dyn Node>>, experiment: Experiment) -> Self {
         let record = Record::new(engine.config().n_layers);
         let parent = engine.cancel().clone();
-        let (tokens, note) = (Vec::new(), String::new());
-        let cancel = parent.child();
-        Self { engine, nodes, experiment, tokens, len: 0, least_kept: 0, note, record, cancel, parent, progress: None }
+        let (tokens, note, pool) = (Vec::new(), String::new(), HostPool::default());
+        let (cancel, progress) = (parent.child(), None);
+        let (len, least_kept) = (0, 0);
+        Self { engine, nodes, experiment, tokens, len, least_kept, note, record, pool, cancel, parent, progress }
     }
 
     /// Makes `cancel` (or, with `None`, the engine's own again) end the turns from now on. A child of the engine's own is ended by both.
@@ -357,7 +361,7 @@ impl Session {
             let missing = Piece::new(self.record.end(layer, read.start).min(read.end), read.end);
             if !missing.is_empty() {
                 let bytes = self.last().read_rows(layer, missing, &wait)?;
-                self.record.keep(layer, Arc::new(Block::new(missing, bytes)));
+                self.record.keep(layer, Arc::new(Block::in_pages(missing, &bytes)?));
             }
         }
         Ok(Retention::Record)
@@ -384,6 +388,7 @@ impl Session {
             rows_out,
             retention,
             record: self.record.clone(),
+            pool: self.pool.clone(),
             experiment,
             timed,
             cancel: &self.cancel,
@@ -395,11 +400,9 @@ impl Session {
     fn report(&mut self, plan: Plan, mut outcome: Outcome) -> (Outcome, PrefillReport) {
         self.record = std::mem::replace(&mut outcome.record, Record::new(0));
         let skip = self.nodes.len() - plan.schedule.n_adapters();
-        let adapters: Vec<_> = std::mem::take(&mut outcome.adapters)
-            .into_iter()
-            .enumerate()
-            .map(|(i, log)| AdapterReport::new(self.nodes[skip + i].name(), &plan.schedule, i, log))
-            .collect();
+        let logs = std::mem::take(&mut outcome.adapters);
+        let adapters: Vec<_> =
+            (0..logs.len()).map(|i| AdapterReport::new(&*self.nodes[skip + i], &plan.schedule, i, &logs)).collect();
         let partition = plan.schedule.pieces.iter().map(|p| p.len()).collect();
         let run_ahead_layers = trace::run_ahead_layers(&adapters.iter().map(|a| &a.log).collect::<Vec<_>>());
         let report = PrefillReport {

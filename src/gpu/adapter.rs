@@ -52,6 +52,27 @@ pub struct GpuInfo {
     pub memory_bytes: Option<u64>,
 }
 
+/// What a device is opened with beyond its compute queue, as far as its driver has it. The default asks for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// Copies between [shared buffers](Gpu::shared_buffer) and host memory beside the compute queue.
+    pub transfers: Transfers,
+    /// Memory of shared buffers that other APIs of the same process can import.
+    pub export: bool,
+}
+
+/// Where a device may run copies to and from [`HostMemory`](super::HostMemory).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transfers {
+    /// Nowhere.
+    #[default]
+    None,
+    /// On queues beside the one that computes, where it has them.
+    Beside,
+    /// There, or on the compute queue itself, where they wait for the work in front of them.
+    Anywhere,
+}
+
 /// An adapter that can be opened, any number of times.
 #[derive(Clone, Debug)]
 pub struct GpuAdapter {
@@ -72,8 +93,13 @@ impl GpuAdapter {
     /// Errors: [`Error::Unsupported`](crate::Error::Unsupported) where that variable names no tier,
     /// [`Error::Adapter`](crate::Error::Adapter) where the driver refuses.
     pub fn open(&self) -> Result<Gpu> {
+        self.open_with(Opening::default())
+    }
+
+    /// As [`open`](Self::open), with more than a compute queue where the driver has it; [`Gpu::opened_with`] says what there is.
+    pub fn open_with(&self, opening: Opening) -> Result<Gpu> {
         let caps = self.info.caps.lowered_by_environment()?;
-        Gpu::open(&self.raw, GpuInfo { caps, ..self.info.clone() })
+        Gpu::open(&self.raw, GpuInfo { caps, ..self.info.clone() }, opening)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::native::Handles;
 use crate::error::{Error, Result};
 
 /// Bytes on the device. Clones share the memory, which is freed once the last clone is gone and the device is done with it.
@@ -15,6 +16,8 @@ struct Inner {
     id: u64,
     bytes: u64,
     label: String,
+    /// Of a shared buffer.
+    handles: Option<Handles>,
     owner: Arc<Owner>,
 }
 
@@ -52,8 +55,17 @@ impl Drop for Inner {
 
 impl Buffer {
     pub(super) fn new(raw: wgpu::Buffer, bytes: u64, label: &str, owner: &Arc<Owner>) -> Self {
+        Self::made(raw, None, bytes, label, owner)
+    }
+
+    /// A buffer which the driver knows under these names, too.
+    pub(super) fn shared(raw: wgpu::Buffer, handles: Handles, bytes: u64, label: &str, owner: &Arc<Owner>) -> Self {
+        Self::made(raw, Some(handles), bytes, label, owner)
+    }
+
+    fn made(raw: wgpu::Buffer, handles: Option<Handles>, bytes: u64, label: &str, owner: &Arc<Owner>) -> Self {
         let id = owner.next_id.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::new(Inner { raw, id, bytes, label: label.to_owned(), owner: owner.clone() }))
+        Self(Arc::new(Inner { raw, id, bytes, label: label.to_owned(), handles, owner: owner.clone() }))
     }
 
     /// Size as it was asked for, in bytes.
@@ -69,6 +81,10 @@ impl Buffer {
     /// Different for each buffer of a device; not used again.
     pub fn id(&self) -> u64 {
         self.0.id
+    }
+
+    pub(super) fn handles(&self) -> Option<Handles> {
+        self.0.handles
     }
 
     pub(super) fn raw(&self) -> &wgpu::Buffer {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::adapter::GpuInfo;
+use super::adapter::{GpuInfo, Opening};
 use super::buffer::{Buffer, Owner};
 use super::caps::{Caps, features_of};
 use super::compiling::{self, DiskCache};
@@ -31,9 +31,11 @@ const WRITE_FLUSH_BYTES: usize = 32 << 20;
 /// A device of an adapter, with a queue of its own.
 pub struct Gpu {
     info: Arc<GpuInfo>,
-    owner: Arc<Owner>,
+    pub(super) owner: Arc<Owner>,
     device: wgpu::Device,
     queue: wgpu::Queue,
+    /// What there is beyond wgpu's.
+    pub(super) shared: Option<Arc<native::Shared>>,
     health: Arc<Health>,
     pipelines: Pipelines,
     staging: StagingPool,
@@ -42,7 +44,7 @@ pub struct Gpu {
 }
 
 #[derive(Default)]
-struct Order {
+pub(super) struct Order {
     uniforms: Uniforms,
     /// Bytes written since the last flush.
     written_bytes: usize,
@@ -55,20 +57,26 @@ struct Order {
 pub struct Submission(Arc<AtomicBool>);
 
 impl Gpu {
-    pub(super) fn open(adapter: &wgpu::Adapter, info: GpuInfo) -> Result<Self> {
+    pub(super) fn open(adapter: &wgpu::Adapter, info: GpuInfo, opening: Opening) -> Result<Self> {
         let owner = Owner::new(&info.name);
         let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
         let features = features_of(info.caps.tier) | (adapter.features() & optional);
-        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+        let desc = wgpu::DeviceDescriptor {
             label: Some("runahead"),
             required_features: features,
             required_limits: adapter.limits(),
             experimental_features: native::experimental_features(features),
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
-        });
-        let (device, queue) =
-            pollster::block_on(request).map_err(|e| owner.error(format!("the device could not be opened: {e}")))?;
+        };
+        let (device, queue, shared) = match native::open(adapter, &desc, opening) {
+            Some(native::Opened { device, queue, shared }) => (device, queue, Some(shared)),
+            None => {
+                let (device, queue) = pollster::block_on(adapter.request_device(&desc))
+                    .map_err(|e| owner.error(format!("the device could not be opened: {e}")))?;
+                (device, queue, None)
+            }
+        };
         Ok(Self {
             info: Arc::new(info),
             health: Health::watch(&device, &owner),
@@ -76,6 +84,7 @@ impl Gpu {
             owner,
             device,
             queue,
+            shared,
             staging: StagingPool::default(),
             order: Mutex::default(),
         })
@@ -91,29 +100,55 @@ impl Gpu {
         &self.info.caps
     }
 
+    /// What the driver gave of what this device was opened with.
+    pub fn opened_with(&self) -> Opening {
+        self.shared.as_ref().map_or_else(Opening::default, |shared| shared.opening())
+    }
+
     /// A zeroed buffer. It is cleared here, so that the memory is really there and no later submission has to do it.
     ///
     /// Errors: [`Error::Memory`] where `bytes` is more than [`Caps::max_buffer_bytes`] or than the adapter can give, [`Error::Adapter`] for other
     /// refusals of the driver.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        let (raw, _) = self.cleared(label, bytes, |size, usage| {
+            let desc = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+            Ok((self.device.create_buffer(&desc), ()))
+        })?;
+        Ok(Buffer::new(raw, bytes, label, &self.owner))
+    }
+
+    /// As [`buffer`](Self::buffer), in memory of its own that also what the device was [opened with](Opening) can use; an ordinary buffer where
+    /// that is nothing.
+    pub fn shared_buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        let Some(shared) = &self.shared else { return self.buffer(label, bytes) };
+        let (raw, handles) = self.cleared(label, bytes, |size, usage| shared.buffer(label, size, usage))?;
+        Ok(Buffer::shared(raw, handles, bytes, label, &self.owner))
+    }
+
+    /// Makes a buffer and clears it.
+    fn cleared<T>(
+        &self,
+        label: &str,
+        bytes: u64,
+        make: impl FnOnce(u64, wgpu::BufferUsages) -> std::result::Result<(wgpu::Buffer, T), native::Refusal>,
+    ) -> Result<(wgpu::Buffer, T)> {
         let limit = self.caps().max_buffer_bytes / 4 * 4;
         if bytes > limit {
             return Err(self.memory(label, bytes, limit));
         }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let _order = self.order();
-        let raw = self.scoped(label, bytes, || {
-            let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: Buffer::padded_bytes(bytes),
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
+        let made = self.scoped(label, bytes, || {
+            let (buffer, more) = make(Buffer::padded_bytes(bytes), usage)?;
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.clear_buffer(&buffer, 0, None);
             self.queue.submit([encoder.finish()]);
-            buffer
+            Ok((buffer, more))
         })?;
-        Ok(Buffer::new(raw, bytes, label, &self.owner))
+        made.map_err(|refusal| match refusal {
+            native::Refusal::Memory => self.memory(label, bytes, native::free_memory(&self.device).unwrap_or(0)),
+            native::Refusal::Driver(reason) => self.owner.error(reason),
+        })
     }
 
     /// Host bytes into a buffer, after every earlier submission and before every later one. `offset` is a multiple of 4; so is the length,
@@ -274,7 +309,7 @@ impl Gpu {
         let Some(size) = wgpu::BufferSize::new(padded as u64) else { return Ok(()) };
         self.scoped("staging a write", padded as u64, || {
             if let Some(mut view) = self.queue.write_buffer_with(buffer.raw(), offset, size) {
-                view.slice(..piece.len()).copy_from_slice(piece);
+                native::copy_to(view.slice(..piece.len()), piece);
                 view.slice(piece.len()..).copy_from_slice(&[0; 3][..padded - piece.len()]);
             }
         })?;
@@ -315,7 +350,7 @@ impl Gpu {
     }
 
     /// The order of submissions, once the bind groups of dropped buffers are gone.
-    fn order(&self) -> MutexGuard<'_, Order> {
+    pub(super) fn order(&self) -> MutexGuard<'_, Order> {
         let mut order = lock(&self.order);
         order.uniforms.forget(&self.owner.take_gone());
         order

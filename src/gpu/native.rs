@@ -2,6 +2,73 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_vendor = "apple")]
+mod absent;
+mod copy;
+mod host;
+#[cfg(not(target_vendor = "apple"))]
+mod opening;
+#[cfg(not(target_vendor = "apple"))]
+mod shared;
+#[cfg(not(target_vendor = "apple"))]
+mod transfer;
+
+#[cfg(target_vendor = "apple")]
+pub(super) use absent::{Handles, Shared, open};
+pub use copy::copy_bytes;
+pub(super) use copy::copy_to;
+pub use host::HostMemory;
+#[cfg(not(target_vendor = "apple"))]
+pub(super) use opening::open;
+#[cfg(not(target_vendor = "apple"))]
+pub(super) use shared::{Handles, Shared};
+
+/// A device that was opened with more than wgpu asks for.
+pub(super) struct Opened {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub shared: std::sync::Arc<Shared>,
+}
+
+/// Why the driver made no buffer.
+pub(super) enum Refusal {
+    /// There is no memory for it.
+    Memory,
+    /// Anything else.
+    Driver(String),
+}
+
+/// A copy between shared buffers and host memory.
+pub(super) struct CopyJob<'a> {
+    /// The way.
+    pub to_host: bool,
+    pub memory: &'a HostMemory,
+    /// Each inside its buffer and the memory, and not empty.
+    pub parts: &'a [CopyPart],
+    /// The buffers, which must not be freed before the copy is over.
+    pub keep: Vec<super::Buffer>,
+}
+
+/// Bytes of a buffer and their place in host memory.
+pub(super) struct CopyPart {
+    pub handles: Handles,
+    pub offset: u64,
+    pub host_offset: u64,
+    pub bytes: u64,
+}
+
+/// Why a copy did not take place, or not in time.
+pub(super) enum Fault {
+    /// The driver does not take the memory; nothing was copied.
+    Refused,
+    /// Cancelled, or past its limit.
+    Waiting(crate::Error),
+    /// The device is lost.
+    Lost(String),
+    /// Anything else.
+    Driver(String),
+}
+
 /// Permission for cooperative matrices, where they are asked for.
 pub(super) fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
     if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {

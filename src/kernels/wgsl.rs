@@ -10,13 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     ArgMax, Attention, AttentionDecode, Embed, Epilogue, Kernels, MatrixSource, Norm, Part, Phase, Product, RopeCache,
-    SoftCap, Work,
+    Run, SoftCap, Work,
 };
 use crate::cancel::Wait;
 use crate::config::RopePairs;
 use crate::dtype::{Dtype, KvDtype, Scalar};
 use crate::error::{Error, Result};
-use crate::gpu::{Download, Gpu, GpuKind, Pipeline, Recording, ShaderSpec, Stretch, Submission, Tier, Timing};
+use crate::gpu::{
+    Buffer, Download, Gpu, GpuKind, HostCopy, HostMemory, Pipeline, Recording, ShaderSpec, Stretch, Submission, Tier,
+    Timing, Transfers,
+};
 
 mod arg_max;
 mod attention;
@@ -102,6 +105,40 @@ impl Wgsl {
 
     fn max_groups(&self) -> u32 {
         self.gpu.caps().max_workgroups_per_dim
+    }
+
+    /// A tensor in a buffer that `make` makes.
+    fn tensor_in(
+        &self,
+        label: &str,
+        scalar: Scalar,
+        len: usize,
+        make: impl FnOnce(u64) -> Result<Buffer>,
+    ) -> Result<Tensor> {
+        Args("tensor").ensure(scalar != Scalar::F16 || len.is_multiple_of(2), || {
+            format!("`{label}`: {len} halves, two to a word")
+        })?;
+        let memory = |needed| Error::Memory {
+            adapter: self.name().to_owned(),
+            what: label.to_owned(),
+            needed,
+            available: self.gpu.caps().max_binding_bytes,
+        };
+        let bytes = Tensor::bytes(scalar, len).ok_or_else(|| memory(u64::MAX))?;
+        if bytes > self.gpu.caps().max_binding_bytes {
+            return Err(memory(bytes));
+        }
+        Ok(Tensor { buffer: make(bytes)?, scalar, len })
+    }
+
+    /// Runs of elements as parts of their buffers.
+    fn host_copies<'a>(&self, what: &'static str, runs: &[Run<'a, Self>]) -> Result<Vec<HostCopy<'a>>> {
+        let part = |run: &Run<'a, Self>| {
+            let range = self.words(what, run.tensor, &run.elements)?;
+            let (offset, bytes) = (range.start, range.end - range.start);
+            Ok(HostCopy { buffer: &run.tensor.buffer, offset, host_offset: run.host_offset as u64, bytes })
+        };
+        runs.iter().map(part).collect()
     }
 
     /// Byte range of elements, which has to start and end on words.
@@ -319,20 +356,11 @@ impl Kernels for Wgsl {
     }
 
     fn tensor(&self, label: &str, scalar: Scalar, len: usize) -> Result<Tensor> {
-        Args("tensor").ensure(scalar != Scalar::F16 || len.is_multiple_of(2), || {
-            format!("`{label}`: {len} halves, two to a word")
-        })?;
-        let memory = |needed| Error::Memory {
-            adapter: self.name().to_owned(),
-            what: label.to_owned(),
-            needed,
-            available: self.gpu.caps().max_binding_bytes,
-        };
-        let bytes = Tensor::bytes(scalar, len).ok_or_else(|| memory(u64::MAX))?;
-        if bytes > self.gpu.caps().max_binding_bytes {
-            return Err(memory(bytes));
-        }
-        Ok(Tensor { buffer: self.gpu.buffer(label, bytes)?, scalar, len })
+        self.tensor_in(label, scalar, len, |bytes| self.gpu.buffer(label, bytes))
+    }
+
+    fn cache(&self, label: &str, scalar: Scalar, len: usize) -> Result<Tensor> {
+        self.tensor_in(label, scalar, len, |bytes| self.gpu.shared_buffer(label, bytes))
     }
 
     fn matrix_bytes(&self, source: &MatrixSource) -> u64 {
@@ -449,6 +477,18 @@ impl Kernels for Wgsl {
             }
         }
         Ok(parts)
+    }
+
+    fn copies_beside(&self) -> bool {
+        self.gpu.opened_with().transfers != Transfers::None
+    }
+
+    fn copy_out(&self, runs: &[Run<'_, Self>], to: &mut HostMemory, wait: &Wait) -> Result<bool> {
+        self.gpu.copy_to_host(&self.host_copies("copy_out", runs)?, to, wait)
+    }
+
+    fn copy_in(&self, from: &HostMemory, runs: &[Run<'_, Self>], wait: &Wait) -> Result<bool> {
+        self.gpu.copy_from_host(from, &self.host_copies("copy_in", runs)?, wait)
     }
 
     fn free_memory(&self) -> Option<u64> {

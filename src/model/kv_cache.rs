@@ -10,7 +10,7 @@ use crate::config::{LayerKind, ModelConfig};
 use crate::dims::{Piece, round_up};
 use crate::dtype::KvDtype;
 use crate::error::Result;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Run};
 use crate::model::Model;
 
 /// How many layers a cache holds at a time.
@@ -80,7 +80,7 @@ impl<K: Kernels> Model<K> {
         let rows = size.rows(self.config.n_layers, &self.config.windows(), self.kernels.key_tile());
         let width = self.config.kv_width();
         let make = |what: &str| -> Result<Vec<K::Tensor>> {
-            let tensor = |(i, rows)| self.kernels.tensor(&format!("{what} cache {i}"), dtype.scalar(), rows * width);
+            let tensor = |(i, rows)| self.kernels.cache(&format!("{what} cache {i}"), dtype.scalar(), rows * width);
             rows.iter().enumerate().map(tensor).collect()
         };
         Ok(KvCache { k: make("K")?, v: make("V")?, rows, size, config: Arc::clone(&self.config), dtype })
@@ -99,7 +99,7 @@ impl<K: Kernels> KvCache<K> {
         let make = |what: &str, old: &[K::Tensor]| -> Result<Vec<K::Tensor>> {
             let tensor = |i: usize| match rows[i] == self.rows[i] {
                 true => Ok(old[i].clone()),
-                false => kernels.tensor(&format!("{what} cache {i}"), self.dtype.scalar(), rows[i] * width),
+                false => kernels.cache(&format!("{what} cache {i}"), self.dtype.scalar(), rows[i] * width),
             };
             (0..rows.len()).map(tensor).collect()
         };
@@ -129,6 +129,11 @@ impl<K: Kernels> KvCache<K> {
         &self.v[layer % self.v.len()]
     }
 
+    /// Number of layers held at a time: layer `l` takes the place of layer `l - n`.
+    pub fn n_slots(&self) -> usize {
+        self.k.len()
+    }
+
     /// What it holds.
     pub fn size(&self) -> CacheSize {
         self.size
@@ -154,15 +159,17 @@ impl<K: Kernels> KvCache<K> {
         self.config.layers.iter().enumerate().map(least).max().unwrap_or(0)
     }
 
-    /// Where rows stand in a layer's tensors, as ranges of elements in the order of the rows: several where the end of the ring tears them.
-    fn places(&self, layer: usize, rows: Piece) -> impl Iterator<Item = Range<usize>> + use<K> {
+    /// Where rows stand.
+    pub fn places(&self, layer: usize, rows: Piece) -> Places<K> {
         let (ring, width, mut at) = (self.rows(layer).max(1), self.config.kv_width(), rows.start);
-        std::iter::from_fn(move || {
+        let elements = std::iter::from_fn(move || {
             let row = at % ring;
             let n = (rows.end - at).min(ring - row);
             at += n;
             (n > 0).then(|| row * width..(row + n) * width)
-        })
+        });
+        let (k, v) = (self.k(layer).clone(), self.v(layer).clone());
+        Places { k, v, elements: elements.collect(), scalar_bytes: self.dtype.scalar().bytes() }
     }
 
     /// Writes the K and V rows of a layer.
@@ -170,7 +177,7 @@ impl<K: Kernels> KvCache<K> {
     /// # Errors
     /// The device's.
     pub fn write(&self, kernels: &K, layer: usize, rows: Piece, mut k: &[u8], mut v: &[u8]) -> Result<()> {
-        for place in self.places(layer, rows) {
+        for place in self.places(layer, rows).elements {
             let bytes = place.len() * self.dtype.scalar().bytes();
             kernels.write(self.k(layer), place.start, &k[..bytes])?;
             kernels.write(self.v(layer), place.start, &v[..bytes])?;
@@ -178,21 +185,37 @@ impl<K: Kernels> KvCache<K> {
         }
         Ok(())
     }
+}
 
-    /// Records the copies of a layer's K and V rows to the host, in the order of the rows.
+/// K and V rows of one layer as they stand in its tensors: in several runs where the end of a ring tears them.
+pub struct Places<K: Kernels> {
+    k: K::Tensor,
+    v: K::Tensor,
+    /// Of both, in the order of the rows.
+    elements: Vec<Range<usize>>,
+    scalar_bytes: usize,
+}
+
+impl<K: Kernels> Places<K> {
+    /// The same rows in host memory, K from one byte on and V from another.
+    pub fn runs(&self, k_at: usize, v_at: usize) -> Vec<Run<'_, K>> {
+        let (mut runs, mut at) = (Vec::with_capacity(2 * self.elements.len()), 0);
+        for elements in &self.elements {
+            let run = |tensor, start| Run { tensor, elements: elements.clone(), host_offset: start + at };
+            runs.extend([run(&self.k, k_at), run(&self.v, v_at)]);
+            at += elements.len() * self.scalar_bytes;
+        }
+        runs
+    }
+
+    /// Records the copies of K and V to the host, run by run.
     ///
     /// # Errors
     /// The device's.
-    pub fn download(
-        &self,
-        kernels: &K,
-        rec: &mut K::Recording,
-        layer: usize,
-        rows: Piece,
-    ) -> Result<Vec<[K::Download; 2]>> {
-        let mut copy = |place: Range<usize>| -> Result<[K::Download; 2]> {
-            Ok([kernels.download(rec, self.k(layer), place.clone())?, kernels.download(rec, self.v(layer), place)?])
+    pub fn download(&self, kernels: &K, rec: &mut K::Recording) -> Result<Vec<[K::Download; 2]>> {
+        let mut copy = |elements: &Range<usize>| -> Result<[K::Download; 2]> {
+            Ok([kernels.download(rec, &self.k, elements.clone())?, kernels.download(rec, &self.v, elements.clone())?])
         };
-        self.places(layer, rows).map(&mut copy).collect()
+        self.elements.iter().map(&mut copy).collect()
     }
 }

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use crate::cancel::Wait;
 use crate::dims::Piece;
 use crate::error::{Error, Result};
+use crate::gpu::HostMemory;
 use crate::runahead::experiment::Sent;
+use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
 
 /// Layers of one piece that may be on the board at a time. Two would let an adapter be one layer ahead of its slowest reader; with three it does not
@@ -22,37 +24,90 @@ const TRANSIT_SLOTS: usize = 3;
 pub struct Block {
     /// Which tokens.
     pub rows: Piece,
-    bytes: Vec<u8>,
-    home: Option<flume::Sender<Vec<u8>>>,
+    bytes: Bytes,
+    len: usize,
+    home: Option<Home>,
+}
+
+/// What a block is made of.
+#[derive(Debug)]
+enum Bytes {
+    /// Memory that devices can import, of which the block may use only a part.
+    Pages(HostMemory),
+    /// Any other.
+    Heap(Vec<u8>),
+}
+
+/// Where a block's memory goes when nobody needs it any more.
+#[derive(Debug)]
+struct Home {
+    pool: HostPool,
+    free: flume::Sender<()>,
 }
 
 impl Block {
     /// A block that belongs to no free list: `bytes` holds the K rows, then the V rows.
     pub fn new(rows: Piece, bytes: Vec<u8>) -> Self {
-        Self { rows, bytes, home: None }
+        Self { rows, len: bytes.len(), bytes: Bytes::Heap(bytes), home: None }
+    }
+
+    /// As [`Block::new`], copied to where devices can read it by themselves.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn in_pages(rows: Piece, bytes: &[u8]) -> Result<Self> {
+        let pages = HostMemory::from_bytes(bytes)?;
+        Ok(Self { rows, len: bytes.len(), bytes: Bytes::Pages(pages), home: None })
+    }
+
+    /// The K rows, and behind them the V rows, where devices can read them by themselves.
+    pub fn pages(&self) -> Option<&HostMemory> {
+        if let Bytes::Pages(pages) = &self.bytes { Some(pages) } else { None }
+    }
+
+    /// As [`Block::pages`], to be filled.
+    pub fn pages_mut(&mut self) -> Option<&mut HostMemory> {
+        if let Bytes::Pages(pages) = &mut self.bytes { Some(pages) } else { None }
+    }
+
+    /// Byte of [`Block::pages`] at which the V rows begin.
+    pub fn v_offset(&self) -> usize {
+        self.len / 2
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Pages(pages) => &pages[..self.len],
+            Bytes::Heap(bytes) => bytes,
+        }
     }
 
     /// K rows and V rows of those positions of `rows` that it holds, and which these are.
     pub fn part(&self, rows: Piece) -> (Piece, &[u8], &[u8]) {
         let start = rows.start.clamp(self.rows.start, self.rows.end);
         let end = rows.end.clamp(start, self.rows.end);
-        let (k, v) = self.bytes.split_at(self.bytes.len() / 2);
+        let (k, v) = self.bytes().split_at(self.len / 2);
         let at = |position: usize| k.len() / self.rows.len().max(1) * (position - self.rows.start);
         (Piece::new(start, end), &k[at(start)..at(end)], &v[at(start)..at(end)])
     }
 
     /// K rows and V rows, to be filled.
     pub fn halves_mut(&mut self) -> (&mut [u8], &mut [u8]) {
-        let half = self.bytes.len() / 2;
-        self.bytes.split_at_mut(half)
+        let len = self.len;
+        let bytes = match &mut self.bytes {
+            Bytes::Pages(pages) => &mut pages[..len],
+            Bytes::Heap(bytes) => bytes,
+        };
+        bytes.split_at_mut(len / 2)
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Some(home) = self.home.take() {
+        if let (Some(home), Bytes::Pages(pages)) = (self.home.take(), &mut self.bytes) {
+            home.pool.put(std::mem::take(pages));
             // The list has room for every block that came from it; a closed list means that the prefill is over.
-            let _ = home.try_send(std::mem::take(&mut self.bytes));
+            let _ = home.free.try_send(());
         }
     }
 }
@@ -130,15 +185,16 @@ pub enum Retention {
 struct Hop {
     piece: usize,
     readers: Vec<usize>,
-    back: flume::Sender<Vec<u8>>,
-    take: flume::Receiver<Vec<u8>>,
+    /// A free list counts; the memory is the pool's.
+    back: flume::Sender<()>,
+    take: flume::Receiver<()>,
 }
 
 impl Hop {
     fn new((piece, readers): (usize, Vec<usize>)) -> Self {
         let (back, take) = flume::bounded(TRANSIT_SLOTS);
         for _ in 0..TRANSIT_SLOTS {
-            let _ = back.try_send(Vec::new());
+            let _ = back.try_send(());
         }
         Self { piece, readers, back, take }
     }
@@ -153,11 +209,12 @@ pub struct Board {
     mailboxes: Vec<flume::Sender<Arrival>>,
     record: Mutex<Record>,
     retention: Retention,
+    pool: HostPool,
 }
 
 impl Board {
     /// A board for one prefill, and each adapter's mailbox. `row_bytes` is one token's K row in one layer. `record` holds the past where an
-    /// adapter reads it.
+    /// adapter reads it; blocks are made of `pool`'s memory.
     ///
     /// # Errors
     /// [`Error::Partition`] where the record is shorter than a past that somebody reads.
@@ -166,6 +223,7 @@ impl Board {
         row_bytes: usize,
         retention: Retention,
         record: Record,
+        pool: HostPool,
     ) -> Result<(Self, Vec<flume::Receiver<Arrival>>)> {
         for layer in schedule.layers.clone().filter(|_| schedule.reads_past()) {
             let end = record.end(layer, schedule.past_read(layer).start);
@@ -182,8 +240,15 @@ impl Board {
             needs.len() * if retention == Retention::Transit { TRANSIT_SLOTS } else { schedule.layers.len() }
         };
         let (mailboxes, receivers) = schedule.needs.iter().map(|n| flume::bounded(most(n).max(1))).unzip();
-        let board =
-            Self { schedule: schedule.clone(), row_bytes, hops, mailboxes, record: Mutex::new(record), retention };
+        let board = Self {
+            schedule: schedule.clone(),
+            row_bytes,
+            hops,
+            mailboxes,
+            record: Mutex::new(record),
+            retention,
+            pool,
+        };
         Ok((board, receivers))
     }
 
@@ -209,12 +274,13 @@ impl Board {
         let rows = self.schedule.rows_sent(from, piece, layer);
         let len = 2 * rows.len() * self.row_bytes;
         if self.retention == Retention::Record {
-            return Ok(Block::new(rows, vec![0; len]));
+            // Kept for long: not a byte more than it needs.
+            return Ok(Block { rows, bytes: Bytes::Pages(HostMemory::new(len)?), len, home: None });
         }
         let hop = self.hop(from, piece)?;
-        let mut bytes = wait.recv(&hop.take, "a free block on the board")?.unwrap_or_default();
-        bytes.resize(len, 0);
-        Ok(Block { rows, bytes, home: Some(hop.back.clone()) })
+        wait.recv(&hop.take, "a free block on the board")?;
+        let home = Home { pool: self.pool.clone(), free: hop.back.clone() };
+        Ok(Block { rows, bytes: Bytes::Pages(self.pool.take(len)?), len, home: Some(home) })
     }
 
     /// Hands a filled block to every reader. A reader that has ended is passed over.

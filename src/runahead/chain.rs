@@ -9,6 +9,7 @@ use crate::runahead::board::{Board, Record, Retention};
 use crate::runahead::courier::Span;
 use crate::runahead::experiment::Experiment;
 use crate::runahead::node::Node;
+use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
 use crate::runahead::trace::{self, Event};
 use crate::runahead::worker::{Output, RowsOut, ShareJob, ShareLog};
@@ -23,6 +24,8 @@ pub struct Request<'a> {
     pub retention: Retention,
     /// Rows of earlier turns, where an adapter reads them.
     pub record: Record,
+    /// Memory for the board, kept from one prefill to the next.
+    pub pool: HostPool,
     /// What slows this run down on purpose, for the adapters of the schedule.
     pub experiment: Experiment,
     /// Whether devices write down when they worked on what: see [`What`](trace::What). Costs a little.
@@ -92,8 +95,10 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
         node.prepare(schedule.n_rows(i))?;
     }
     let row_bytes = nodes[0].row_bytes();
-    check_host_memory(Board::bytes(schedule, row_bytes, request.retention), Cpu::free_memory_bytes)?;
-    let (board, mailboxes) = Board::new(schedule, row_bytes, request.retention, request.record)?;
+    let needed = Board::bytes(schedule, row_bytes, request.retention);
+    request.pool.trim(needed);
+    check_host_memory(needed.saturating_sub(request.pool.idle_bytes()), Cpu::free_memory_bytes)?;
+    let (board, mailboxes) = Board::new(schedule, row_bytes, request.retention, request.record, request.pool)?;
     let stop = request.cancel.child();
     let started = Instant::now();
 
@@ -111,7 +116,7 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
                 let progress = request.progress;
                 let body = move || {
                     // Set on every way out but success: an error or a panic here must wake all others at once.
-                    let guard = StopUnlessDone { stop, armed: true };
+                    let guard = StopUnlessDone::new(stop);
                     let report = |done: u64| progress(me, done, total);
                     let job = ShareJob {
                         schedule,
@@ -162,13 +167,18 @@ fn check_host_memory(needed: u64, available: impl Fn() -> Option<u64>) -> Result
     }
 }
 
-struct StopUnlessDone<'a> {
+/// Ends all threads of a prefill when one of them ends before it is done.
+pub(super) struct StopUnlessDone<'a> {
     stop: &'a Cancel,
     armed: bool,
 }
 
-impl StopUnlessDone<'_> {
-    fn done(mut self) {
+impl<'a> StopUnlessDone<'a> {
+    pub fn new(stop: &'a Cancel) -> Self {
+        Self { stop, armed: true }
+    }
+
+    pub fn done(mut self) {
         self.armed = false;
     }
 }

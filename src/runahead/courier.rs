@@ -10,7 +10,7 @@ use crate::kernels::{Kernels, Part};
 use crate::model::Model;
 use crate::model::pace::Work;
 use crate::runahead::experiment::{Sent, ShapedLane};
-use crate::runahead::link::{self, Address, Export};
+use crate::runahead::link::{self, Export};
 use crate::runahead::queue::Meter;
 use crate::runahead::schedule::Route;
 use crate::runahead::trace::{self, Event, What};
@@ -112,11 +112,13 @@ impl<K: Kernels> Courier<'_, K> {
         }
         let sent = self.sent(&flight.exports, layer, ready);
         for (export, sent) in flight.exports.into_iter().zip(sent) {
-            let (piece, bytes, start) = (export.piece, export.bytes, job.started.elapsed());
-            let to = Address { board: job.board, from: job.me, layer, sent };
-            link::publish(&**self.model.kernels(), export, &flight.point, &to, &job.wait)?;
-            self.log.published_bytes += bytes;
+            let (piece, bytes) = (export.piece, export.bytes);
+            let mut block = job.board.reserve(job.me, layer, piece, &job.wait)?;
+            let start = job.started.elapsed();
+            link::fill(&**self.model.kernels(), export, &flight.point, &mut block, &job.wait)?;
             let end = job.started.elapsed();
+            job.board.publish(job.me, layer, piece, block, sent, &job.wait)?;
+            self.log.published_bytes += bytes;
             self.log.events.push(Event { what: What::Publish, layer, piece: Some(piece), bytes, start, end });
         }
         Ok(())

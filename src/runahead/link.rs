@@ -1,15 +1,74 @@
-//! The host link `copy`: K/V rows from one adapter's cache to the board and from the board into another's, by copies that work on any back end.
+//! The host link: K/V rows from one adapter's cache to the board, and from the board into another's.
 //!
-//! Contract, which other links share: `export` is recorded with the work that makes the rows; `publish` runs on the courier once that work is
-//! submitted and may block; `import` runs on the worker and is seen by every submission after it.
+//! Contract, which every way keeps: `export` is recorded with the work that makes the rows; `fill` runs on the courier once that work is
+//! submitted, may block, and leaves the rows in a block of the board; `import` runs on the worker, may block, and is seen by every submission after it.
+//!
+//! There are two ways, and each adapter has its own, so that a chain may mix them. `copy` works on any device: the rows go through its queue and
+//! through memory that is mapped for the purpose. `dma` is for devices that copy between cache and board by themselves, beside the queue
+//! ([`Kernels::copies_beside`]): it has no place in the order of submissions, so the host makes one. A copy out begins when the submission that
+//! made the rows was waited for, and the worker computes nothing in their place before they have left; a copy in begins when the submission that
+//! last read the place has run, and is over before the next one is made ([`Ring`] keeps count of both). Where such a device refuses after all,
+//! its rows go the other way.
+
+use std::str::FromStr;
 
 use crate::cancel::Wait;
 use crate::dims::Piece;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::gpu::{Transfers, copy_bytes};
 use crate::kernels::Kernels;
-use crate::model::KvCache;
-use crate::runahead::board::{Block, Board};
-use crate::runahead::experiment::Sent;
+use crate::model::{KvCache, Places};
+use crate::runahead::board::Block;
+use crate::runahead::ring::{Gone, Leaving, Ring};
+
+/// Which way the rows of an adapter go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Link {
+    /// `Dma` for adapters with a queue for copies beside the one that computes, `Copy` for others.
+    #[default]
+    Auto,
+    /// Through the device's queue, by the host's own copies.
+    Copy,
+    /// By the device itself where its driver can, even on the queue that computes.
+    Dma,
+}
+
+impl Link {
+    /// All of them.
+    pub const ALL: [Link; 3] = [Link::Auto, Link::Copy, Link::Dma];
+
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Link::Auto => "auto",
+            Link::Copy => "copy",
+            Link::Dma => "dma",
+        }
+    }
+
+    /// What a device is opened with for it.
+    pub const fn transfers(self) -> Transfers {
+        match self {
+            Link::Auto => Transfers::Beside,
+            Link::Copy => Transfers::None,
+            Link::Dma => Transfers::Anywhere,
+        }
+    }
+
+    /// The way that an adapter's rows go now.
+    pub fn of<K: Kernels>(kernels: &K) -> Self {
+        if kernels.copies_beside() { Link::Dma } else { Link::Copy }
+    }
+}
+
+impl FromStr for Link {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let known = Link::ALL.into_iter().find(|link| link.name() == name);
+        known.ok_or_else(|| Error::Unsupported { what: "link", name: name.to_owned() })
+    }
+}
 
 /// Rows of one piece in one layer on their way out of an adapter.
 pub struct Export<K: Kernels> {
@@ -17,22 +76,37 @@ pub struct Export<K: Kernels> {
     pub piece: usize,
     /// K and V together.
     pub bytes: u64,
-    copies: Vec<[K::Download; 2]>,
+    rows: Rows<K>,
 }
 
-/// Where rows go, and what is to be said of them.
-pub struct Address<'a> {
-    /// The board.
-    pub board: &'a Board,
-    /// The sending adapter.
-    pub from: usize,
-    /// The layer.
-    pub layer: usize,
-    /// When a shaped link has them through.
-    pub sent: Option<Sent>,
+/// Where exported rows are.
+enum Rows<K: Kernels> {
+    /// Copied by the submission itself, K and V of each run of them.
+    Recorded(Vec<[K::Download; 2]>),
+    /// Still in the cache.
+    InPlace(Places<K>, Leaving),
 }
 
-/// Records the copies of a piece's rows out of the cache.
+impl<K: Kernels> Export<K> {
+    /// Tells when the rows have left the cache, where they are still there.
+    pub fn leaving(&self) -> Option<Gone> {
+        if let Rows::InPlace(_, leaving) = &self.rows { Some(leaving.watch()) } else { None }
+    }
+}
+
+/// Has everything run that an earlier turn, a cancelled one perhaps, left in the queue: rows that go beside it must not meet that.
+///
+/// # Errors
+/// The device's, or a cancel.
+pub fn begin<K: Kernels>(kernels: &K, wait: &Wait) -> Result<()> {
+    if !kernels.copies_beside() {
+        return Ok(());
+    }
+    let point = kernels.submit(kernels.begin(), wait)?;
+    kernels.wait(&point, wait)
+}
+
+/// Takes a piece's rows out of the cache as the recording leaves them.
 ///
 /// # Errors
 /// The device's.
@@ -44,43 +118,77 @@ pub fn export<K: Kernels>(
     piece: usize,
     rows: Piece,
 ) -> Result<Export<K>> {
-    let copies = cache.download(kernels, rec, layer, rows)?;
     let bytes = 2 * (rows.len() * cache.row_bytes()) as u64;
-    Ok(Export { piece, bytes, copies })
+    let rows = match kernels.copies_beside() {
+        true => Rows::InPlace(cache.places(layer, rows), Leaving::new()),
+        false => Rows::Recorded(cache.places(layer, rows).download(kernels, rec)?),
+    };
+    Ok(Export { piece, bytes, rows })
 }
 
-/// Waits for the rows, copies them to the board and tells the readers.
+/// Waits for the rows, copies them to a block and lets go of their place.
 ///
 /// # Errors
-/// A cancel, a lost adapter, or a board whose readers gave nothing back in time.
-pub fn publish<K: Kernels>(
+/// A cancel, a lost adapter.
+pub fn fill<K: Kernels>(
     kernels: &K,
     export: Export<K>,
     after: &K::Submitted,
-    to: &Address<'_>,
+    block: &mut Block,
     wait: &Wait,
 ) -> Result<()> {
-    let mut block = to.board.reserve(to.from, to.layer, export.piece, wait)?;
-    let (k, v) = block.halves_mut();
-    let mut at = 0;
-    for [of_k, of_v] in export.copies {
-        let start = at;
-        kernels.collect(of_k, after, wait, &mut |bytes| {
-            at = start + bytes.len();
-            k[start..at].copy_from_slice(bytes);
+    let (copies, after) = match export.rows {
+        Rows::Recorded(copies) => (copies, after.clone()),
+        Rows::InPlace(places, _leaving) => {
+            kernels.wait(after, wait)?;
+            let runs = places.runs(0, block.v_offset());
+            if let Some(pages) = block.pages_mut()
+                && kernels.copy_out(&runs, pages, wait)?
+            {
+                return Ok(());
+            }
+            let mut rec = kernels.begin();
+            let copies = places.download(kernels, &mut rec)?;
+            // In the queue they are in front of whatever is computed in this place after `_leaving`.
+            (copies, kernels.submit(rec, wait)?)
+        }
+    };
+    let (mut to_k, mut to_v) = block.halves_mut();
+    for [k, v] in copies {
+        let mut n = 0;
+        kernels.collect(k, &after, wait, &mut |bytes| {
+            n = bytes.len();
+            copy_bytes(to_k, bytes);
         })?;
-        kernels.collect(of_v, after, wait, &mut |bytes| v[start..start + bytes.len()].copy_from_slice(bytes))?;
+        kernels.collect(v, &after, wait, &mut |bytes| copy_bytes(to_v, bytes))?;
+        (to_k, to_v) = (&mut to_k[n..], &mut to_v[n..]);
     }
-    to.board.publish(to.from, to.layer, export.piece, block, to.sent, wait)
+    Ok(())
 }
 
 /// Copies those of a block's rows into the cache that are among `rows`: in a ring, older ones would take the place of rows that are needed. Returns the
 /// bytes fetched.
 ///
 /// # Errors
-/// The device's.
-pub fn import<K: Kernels>(kernels: &K, cache: &KvCache<K>, layer: usize, block: &Block, rows: Piece) -> Result<u64> {
+/// The device's, or a cancel.
+pub fn import<K: Kernels>(
+    kernels: &K,
+    cache: &KvCache<K>,
+    layer: usize,
+    (block, rows): (&Block, Piece),
+    ring: &Ring<K>,
+    wait: &Wait,
+) -> Result<u64> {
     let (rows, k, v) = block.part(rows);
+    let bytes = (k.len() + v.len()) as u64;
+    if let Some(pages) = block.pages().filter(|_| kernels.copies_beside()) {
+        ring.wait_for_readers(layer, kernels, wait)?;
+        let at = (rows.start - block.rows.start) * cache.row_bytes();
+        let places = cache.places(layer, rows);
+        if kernels.copy_in(pages, &places.runs(at, block.v_offset() + at), wait)? {
+            return Ok(bytes);
+        }
+    }
     cache.write(kernels, layer, rows, k, v)?;
-    Ok((k.len() + v.len()) as u64)
+    Ok(bytes)
 }

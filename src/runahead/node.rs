@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
 use crate::model::pace::{ROW_STEPS, Work};
 use crate::model::{Batch, CacheSize, KvCache, Model, Scratch, Slots, memory};
+use crate::runahead::link::Link;
 use crate::runahead::queue::{Direct, InFlight};
 use crate::runahead::worker::{self, Output, ShareJob, ShareLog, Want};
 
@@ -32,6 +33,11 @@ pub trait Node: Send + Sync {
 
     /// Bytes of one token's K row in one layer.
     fn row_bytes(&self) -> usize;
+
+    /// The way of its rows to and from the board.
+    fn link(&self) -> Link {
+        Link::Copy
+    }
 
     /// Gives layers with a window room for `beside` rows beside it: a share over so many positions. Of what stands in their caches, what
     /// conversations of `kept.start ..= kept.end` tokens need to go on is kept.
@@ -188,6 +194,10 @@ impl<K: Kernels> Node for DeviceNode<K> {
         self.cache.row_bytes()
     }
 
+    fn link(&self) -> Link {
+        Link::of(&**self.model.kernels())
+    }
+
     fn make_room(&mut self, beside: usize, kept: Piece, wait: &Wait) -> Result<()> {
         let (kernels, size) = (self.model.kernels(), self.cache.size());
         if beside <= size.beside {
@@ -267,7 +277,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
         let (mut copies, mut left) = (Vec::new(), rows.start..rows.end);
         while let Some(part) = batch.next(&mut left, &ROW_STEPS, work)? {
             let rows = Piece::new(part.start, part.end);
-            copies.extend(self.cache.download(kernels, batch.add(work(part)), layer, rows)?);
+            copies.extend(self.cache.places(layer, rows).download(kernels, batch.add(work(part)))?);
         }
         let rest = batch.finish();
         let point = queue.end_and_wait(rest)?;

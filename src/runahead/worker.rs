@@ -18,10 +18,12 @@ use crate::kernels::{Kernels, Phase};
 use crate::model::pace::Work;
 use crate::model::{Batch, KvCache, Model, Scores, Scratch};
 use crate::runahead::board::{Arrival, Block, Board};
+use crate::runahead::chain::StopUnlessDone;
 use crate::runahead::courier::{self, CourierLog};
 use crate::runahead::experiment::{Experiment, Sent, ShapedLane};
 use crate::runahead::link::{self, Export};
 use crate::runahead::queue::{self, Direct, InFlight, Queue};
+use crate::runahead::ring::Ring;
 use crate::runahead::schedule::{Mask, Schedule};
 use crate::runahead::trace::{Event, What};
 
@@ -117,6 +119,8 @@ struct Worker<'a, K: Kernels> {
     queue: Queue<'a, K>,
     /// The way from the board, where an experiment shapes it.
     lane: Option<ShapedLane>,
+    /// Which layers have their place in the cache.
+    ring: Ring<K>,
     /// Rows of layers that this adapter has not reached yet, and when a shaped link brings them.
     early: VecDeque<(Arrival, Option<Duration>)>,
     events: Vec<Event>,
@@ -141,8 +145,15 @@ pub fn run<K: Kernels>(
     std::thread::scope(|scope| {
         let courier = std::thread::Builder::new()
             .name(format!("courier {name}"))
-            .spawn_scoped(scope, move || courier::run(model, job, &landing, tell, &done))
+            .spawn_scoped(scope, move || {
+                // A worker that waits for rows to leave has to hear that nobody moves them any more.
+                let guard = StopUnlessDone::new(&job.wait.cancel);
+                let log = courier::run(model, job, &landing, tell, &done)?;
+                guard.done();
+                Ok(log)
+            })
             .map_err(|e| Error::Adapter { adapter: name.to_owned(), reason: format!("no courier thread: {e}") })?;
+        link::begin(&**model.kernels(), &job.wait)?;
         let share = Share::new(model, scratch, cache, job);
         let mut worker = Worker::new(share, Queue::new(model, job, flights, landed));
         let output = worker.run();
@@ -184,8 +195,11 @@ impl<'a, K: Kernels> Share<'a, K> {
     fn exports(&self, batch: &mut Batch<'_, K>, layer: usize) -> Result<Vec<Export<K>>> {
         let export = |&piece: &usize| {
             let rows = self.job.schedule.rows_sent(self.job.me, piece, layer);
-            let rec = batch.add_whole(Work::copied_bytes(2 * (rows.len() * self.cache.row_bytes()) as u64))?;
-            link::export(&**self.model.kernels(), rec, self.cache, layer, piece, rows)
+            let kernels = &**self.model.kernels();
+            // What leaves beside the queue is no work of it.
+            let bytes = if kernels.copies_beside() { 0 } else { 2 * (rows.len() * self.cache.row_bytes()) as u64 };
+            let rec = batch.add_whole(Work::copied_bytes(bytes))?;
+            link::export(kernels, rec, self.cache, layer, piece, rows)
         };
         self.sends.iter().map(export).collect()
     }
@@ -205,7 +219,8 @@ impl<'a, K: Kernels> Worker<'a, K> {
     fn new(share: Share<'a, K>, queue: Queue<'a, K>) -> Self {
         let job = share.job;
         let lane = job.experiment.up(job.me, job.schedule.n_adapters());
-        Self { share, job, queue, lane, early: VecDeque::new(), events: Vec::new(), fetched_bytes: 0 }
+        let (ring, early, events) = (Ring::new(share.cache.n_slots()), VecDeque::new(), Vec::new());
+        Self { share, job, queue, lane, ring, early, events, fetched_bytes: 0 }
     }
 
     fn run(&mut self) -> Result<Output> {
@@ -226,6 +241,7 @@ impl<'a, K: Kernels> Worker<'a, K> {
         for layer in first..last {
             self.receive(layer)?;
             self.hand_on(layer)?;
+            self.ring.wait_for_place(layer + 1, &self.job.wait)?;
             self.stage(layer + 1, |share, batch| {
                 share.attend(batch, layer, 0..n)?;
                 Ok((share.own_rows(batch, layer + 1)?, ()))
@@ -253,7 +269,10 @@ impl<'a, K: Kernels> Worker<'a, K> {
         let mut batch = Batch::new(&**model.kernels(), model.pace(), &mut self.queue);
         let (exports, value) = record(&self.share, &mut batch)?;
         let rest = batch.finish();
-        Ok((self.queue.end(rest, exports)?, value))
+        let leaving = exports.iter().filter_map(Export::leaving).collect();
+        let point = self.queue.end(rest, exports)?;
+        self.ring.submitted(stage, &point, leaving);
+        Ok((point, value))
     }
 
     /// Sends a layer's received rows on, with this adapter's own behind them.
@@ -333,7 +352,8 @@ impl<'a, K: Kernels> Worker<'a, K> {
 
     fn import(&mut self, block: &Block, piece: Option<usize>, layer: usize, rows: Piece) -> Result<()> {
         let start = self.job.started.elapsed();
-        let bytes = link::import(&**self.share.model.kernels(), self.share.cache, layer, block, rows)?;
+        let (kernels, ring, wait) = (&**self.share.model.kernels(), &self.ring, &self.job.wait);
+        let bytes = link::import(kernels, self.share.cache, layer, (block, rows), ring, wait)?;
         self.fetched_bytes += bytes;
         let end = self.job.started.elapsed();
         self.events.push(Event { what: What::Fetch, layer, piece, bytes, start, end });

@@ -114,8 +114,14 @@ fn a_run_compares_a_chain_with_each_adapter_alone() {
     assert!((number(chain, "speedup") - best / number(chain, "ttft_ms")).abs() < 1e-2, "{chain}");
     assert_eq!(chain["partition"], Value::from(vec![16, 16, 16]));
     let adapters = chain["adapters"].as_array().unwrap();
-    let expected = ["busy_ms", "end", "fetched_bytes", "name", "published_bytes", "start", "wait_ms"];
+    let expected =
+        ["busy_ms", "end", "fetched_bytes", "handed_on", "link", "name", "published_bytes", "start", "wait_ms"];
     adapters.iter().for_each(|adapter| assert_eq!(keys(adapter), expected));
+    let handed_on = |i: usize| adapters[i]["handed_on"].as_array().unwrap();
+    let readers = |i: usize| handed_on(i).iter().map(|h| h["to"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!((readers(0), readers(1), readers(2)), (vec![1, 2], vec![2], vec![]));
+    assert!(handed_on(0).iter().all(|h| number(h, "gb_per_s") > 0.0 && keys(h) == ["bytes", "gb_per_s", "to"]));
+    assert!(adapters.iter().all(|a| a["link"] == "copy" || a["link"] == "dma"));
     // K and V of 16 tokens, f32, two K/V heads of 16, in each of two layers. The adapter in the middle ends before the attention of the last one.
     let layer = 16 * 2 * 4 * 2 * 16;
     let bytes = (&chain["published_bytes"], &chain["fetched_bytes"]);

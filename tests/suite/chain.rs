@@ -18,6 +18,7 @@ use runahead::runahead::board::{Record, Retention};
 use runahead::runahead::chain::{self, Request};
 use runahead::runahead::node::{Adapter, Loaded, Node};
 use runahead::runahead::partition::Split;
+use runahead::runahead::pool::HostPool;
 use runahead::runahead::schedule::Schedule;
 use runahead::runahead::worker::{Output, RowsOut, ShareJob, ShareLog, Want};
 use runahead::weights::ModelFiles;
@@ -244,6 +245,7 @@ fn run_with(nodes: &mut [&mut dyn Node], lengths: &[usize], cancel: &Cancel) -> 
         rows_out: RowsOut::Last(Want::Token),
         retention: Retention::Transit,
         record: Record::new(2),
+        pool: HostPool::default(),
         experiment: Experiment::default(),
         timed: false,
         cancel,

@@ -178,7 +178,8 @@ fn a_chain_reports_every_adapter() {
     let spans = adapters.iter().map(|a| (a["start"].as_u64().unwrap(), a["end"].as_u64().unwrap()));
     assert_eq!(spans.collect::<Vec<_>>(), [(0, 48), (48, 80), (80, 100)]);
     for adapter in adapters {
-        let expected = ["busy_ms", "end", "fetched_bytes", "name", "published_bytes", "start", "wait_ms"];
+        let expected =
+            ["busy_ms", "end", "fetched_bytes", "handed_on", "link", "name", "published_bytes", "start", "wait_ms"];
         assert_eq!(keys(adapter), expected);
         assert!(adapter["busy_ms"].as_f64().unwrap() > 0.0 && adapter["wait_ms"].as_f64().unwrap() >= 0.0, "{adapter}");
     }

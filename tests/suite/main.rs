@@ -19,6 +19,7 @@ mod gemma3;
 mod granules;
 mod kernels;
 mod layers;
+mod link;
 mod model;
 mod modes;
 mod naive;

@@ -11,6 +11,7 @@ use runahead::runahead::chain::{self, Request};
 use runahead::runahead::cost::{AdapterCost, CostModel, Curve};
 use runahead::runahead::node::Node;
 use runahead::runahead::partition::Split;
+use runahead::runahead::pool::HostPool;
 use runahead::runahead::schedule::{Mask, Schedule};
 use runahead::runahead::simulate::simulate;
 use runahead::runahead::trace::{self, What};
@@ -97,6 +98,7 @@ fn run(schedule: &Schedule) -> (u32, Vec<(u64, u64)>) {
         rows_out: RowsOut::Last(Want::Token),
         retention: Retention::Transit,
         record: Record::new(2),
+        pool: HostPool::default(),
         experiment: Experiment::default(),
         timed: false,
         cancel: &Cancel::new(),

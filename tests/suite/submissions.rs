@@ -96,6 +96,7 @@ fn the_cpu_adapter_gives_the_same_bits_too() {
             rows_out: RowsOut::All,
             retention: Retention::Transit,
             record: Record::new(2),
+            pool: Default::default(),
             experiment: Default::default(),
             cancel: &Cancel::new(),
             timed: false,

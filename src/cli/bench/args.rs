@@ -10,7 +10,7 @@ use runahead::dtype::Dtype;
 use runahead::engine::DeviceId;
 use runahead::runahead::partition::Split;
 
-use crate::cli::args::{KvArgs, ModelArgs, PaceArgs};
+use crate::cli::args::{KvArgs, LinkArgs, ModelArgs, PaceArgs};
 use crate::cli::experiment::ExperimentArgs;
 use crate::cli::planning::{Cut, Prefill};
 
@@ -61,6 +61,8 @@ pub struct BenchArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    #[command(flatten)]
+    pub link: LinkArgs,
     /// Draw the time to the first token over the prompt length, a line for each way to prefill
     #[arg(long, value_name = "FILE.svg", conflicts_with = "no_prefill")]
     pub plot: Option<PathBuf>,

@@ -1,12 +1,13 @@
 //! One line of the results. Names of the keys are a contract: other programs read them.
 
 use runahead::dtype::KvDtype;
-use runahead::engine::{Mode, PrefillReport};
+use runahead::engine::{HandOff, Mode, PrefillReport};
 use runahead::runahead::simulate::{AdapterForecast, Forecast};
 use serde::Serialize;
 
 use super::cases::Case;
 use super::measure::Measured;
+use crate::cli::generate::HandedOn;
 use crate::cli::output;
 
 /// What is the same for all cases of a loaded model.
@@ -110,6 +111,8 @@ struct Adapter {
     wait_ms: f64,
     published_bytes: u64,
     fetched_bytes: u64,
+    link: &'static str,
+    handed_on: Vec<HandedOn>,
 }
 
 /// All keys in the order of a row, for forms that need every one in each line.
@@ -248,12 +251,23 @@ impl Row {
             of(&|p| format!("{:.1} ± {:.1}", p.ttft_ms, p.ttft_ms_sd)),
             of(&|p| format!("{:.1}", p.predicted.ttft_ms)),
             of(&|p| p.speedup.map_or_else(String::new, |x| format!("{x:.2}x, {:.0} % idle", p.idle_share * 100.0))),
-            of(&|p| format!("{} / {}", output::bytes(p.published_bytes), output::bytes(p.fetched_bytes))),
+            of(&|p| {
+                let rate = p.gb_per_s().map_or_else(String::new, |rate| format!(", {rate:.1} GB/s"));
+                format!("{} / {}{rate}", output::bytes(p.published_bytes), output::bytes(p.fetched_bytes))
+            }),
         ]
     }
 }
 
 impl Prefill {
+    /// Rate of the hand-offs, one after the other.
+    fn gb_per_s(&self) -> Option<f64> {
+        let all = || self.adapters.iter().flat_map(|a| &a.handed_on).filter(|h| h.gb_per_s > 0.0);
+        let (bytes, time): (f64, f64) =
+            all().fold((0.0, 0.0), |(bytes, time), h| (bytes + h.bytes as f64, time + h.bytes as f64 / h.gb_per_s));
+        (time > 0.0).then(|| bytes / time)
+    }
+
     fn new(
         prompt: usize,
         split: &'static str,
@@ -273,6 +287,8 @@ impl Prefill {
                 wait_ms: rounded(average(&|r| r.adapters.get(i).map_or(0.0, |a| a.wait_ms))),
                 published_bytes: a.published_bytes,
                 fetched_bytes: a.fetched_bytes,
+                link: a.link,
+                handed_on: handed_on(reports, i),
             };
             first.adapters.iter().enumerate().map(adapter).collect()
         });
@@ -293,6 +309,18 @@ impl Prefill {
             predicted,
         }
     }
+}
+
+/// What an adapter handed on, at the mean of the rates.
+fn handed_on(reports: &[PrefillReport], adapter: usize) -> Vec<HandedOn> {
+    let of = |report: &PrefillReport| report.adapters.get(adapter).map_or(&[][..], |a| &a.handed_on).to_vec();
+    let all = reports.iter().flat_map(of).collect::<Vec<_>>();
+    let first = reports.first().map_or_else(Vec::new, of);
+    let averaged = first.into_iter().map(|h| {
+        let rates = all.iter().filter(|other| other.to == h.to).map(|other| other.gb_per_s).collect::<Vec<_>>();
+        HandedOn::from(&HandOff { gb_per_s: mean(&rates), ..h })
+    });
+    averaged.collect()
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runahead::engine::{PrefillReport, Session};
+use runahead::engine::{HandOff, PrefillReport, Session};
 use runahead::sampler::{Logprobs, Sampling};
 use runahead::tokenizer::Tokenizer;
 use serde::Serialize;
@@ -77,6 +77,24 @@ struct Adapter {
     wait_ms: f64,
     published_bytes: u64,
     fetched_bytes: u64,
+    link: &'static str,
+    handed_on: Vec<HandedOn>,
+}
+
+/// What passed from an adapter to one behind it.
+#[derive(Clone, Debug, Serialize)]
+pub struct HandedOn {
+    /// The reader's place in `adapters`.
+    to: usize,
+    pub bytes: u64,
+    pub gb_per_s: f64,
+}
+
+impl From<&HandOff> for HandedOn {
+    fn from(hand_off: &HandOff) -> Self {
+        let HandOff { to, bytes, gb_per_s } = *hand_off;
+        Self { to, bytes, gb_per_s: rounded(gb_per_s) }
+    }
 }
 
 #[derive(Serialize)]
@@ -113,6 +131,8 @@ impl Report {
             wait_ms: rounded(a.wait_ms),
             published_bytes: a.published_bytes,
             fetched_bytes: a.fetched_bytes,
+            link: a.link,
+            handed_on: a.handed_on.iter().map(HandedOn::from).collect(),
         };
         let prefilled = prefill.partition.iter().sum::<usize>();
         let tokenizer = session.engine().tokenizer();
@@ -147,6 +167,9 @@ impl Report {
             };
             let handed = moved("handed on", a.published_bytes) + &moved("took", a.fetched_bytes);
             let (start, end, busy, wait) = (a.start, a.end, a.busy_ms, a.wait_ms);
+            let rates =
+                a.handed_on.iter().map(|h| format!(" at {:.1} GB/s to {}", h.gb_per_s, prefill.adapters[h.to].name));
+            let handed = handed + &rates.collect::<String>();
             output::note(&format!("{}: tokens {start}..{end}, busy {busy:.0} ms, idle {wait:.0} ms{handed}", a.name));
         }
         let cut = prefill.partition.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");

@@ -1,0 +1,45 @@
+//! What stands in for Vulkan where wgpu has none: nothing is opened that way, so nothing of it can be called.
+
+use std::sync::Arc;
+
+use super::{CopyJob, Fault, Opened, Refusal};
+use crate::cancel::Wait;
+use crate::gpu::Opening;
+
+/// There is none.
+#[derive(Clone, Copy)]
+pub enum Handles {}
+
+/// There is none.
+pub enum Shared {}
+
+pub fn open(_: &wgpu::Adapter, _: &wgpu::DeviceDescriptor<'_>, _: Opening) -> Option<Opened> {
+    None
+}
+
+impl Shared {
+    pub fn opening(&self) -> Opening {
+        match *self {}
+    }
+
+    pub fn on_compute_queue(&self) -> bool {
+        match *self {}
+    }
+
+    pub fn hangs(&self) -> bool {
+        match *self {}
+    }
+
+    pub fn buffer(
+        self: &Arc<Self>,
+        _: &str,
+        _: u64,
+        _: wgpu::BufferUsages,
+    ) -> Result<(wgpu::Buffer, Handles), Refusal> {
+        match **self {}
+    }
+
+    pub fn copy<G>(self: &Arc<Self>, _: CopyJob<'_>, _: impl FnOnce() -> G, _: &Wait) -> Result<(), Fault> {
+        match **self {}
+    }
+}
