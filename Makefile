@@ -15,11 +15,13 @@ test:
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --no-default-features --lib -- -D warnings
+	cargo clippy --locked --all-targets --features cuda -- -D warnings
 	cargo build --locked --bin runahead --examples
 	@scripts/adapter.sh
 	model=$$(cargo run --locked --quiet -- pull smollm2) && export RUNAHEAD_MODEL="$$model" && \
 		cargo test --locked --lib --bins --tests --examples --bench paper && \
 		cargo test --locked --doc
+	cargo test --locked --features cuda --lib -- kernels::cuda gpu::cuda
 	@if [ "$$(uname -s)" != Linux ]; then echo "note: the window's test needs Linux (Xvfb): left out"; \
 	elif ! RUST_MINOR=95 scripts/tools.sh; then echo "note: the window is left out"; \
 	else $(MAKE) desktop-test; fi

@@ -19,6 +19,7 @@ use crate::weights::ModelFiles;
 mod builder;
 mod calibrate;
 mod devices;
+mod gemm;
 mod generation;
 mod report;
 mod saved;
@@ -33,6 +34,7 @@ pub use crate::runahead::schedule::Mode;
 pub use builder::EngineBuilder;
 pub use calibrate::{CalibrateOptions, CalibrateStep, Calibration};
 pub use devices::{DeviceId, DeviceInfo, default_devices, devices};
+pub use gemm::{Gemm, cuda};
 pub use generation::{Generation, Token};
 pub use report::{AdapterReport, HandOff, PrefillReport};
 pub use saved::saved_tokens;
@@ -76,6 +78,7 @@ struct Shared {
     files: ModelFiles,
     config: Arc<ModelConfig>,
     adapters: Vec<Box<dyn Adapter>>,
+    notes: Vec<String>,
     context: usize,
     kv: KvDtype,
     take_back: usize,
@@ -110,6 +113,16 @@ impl Engine {
     /// Names of the adapters, in the order of the chain.
     pub fn adapters(&self) -> impl Iterator<Item = &str> {
         self.shared.adapters.iter().map(|a| a.name())
+    }
+
+    /// Who computes each adapter's products in a prefill, in the order of the chain: `wgsl`, `cublaslt` or `native`.
+    pub fn products(&self) -> impl Iterator<Item = &str> {
+        self.shared.adapters.iter().map(|a| a.products())
+    }
+
+    /// What the caller should know of how the adapters were opened: which one does without what it was expected to use, and why.
+    pub fn notes(&self) -> &[String] {
+        &self.shared.notes
     }
 
     /// Tokens that a session holds.

@@ -12,8 +12,11 @@ mod adapter;
 mod buffer;
 mod caps;
 mod compiling;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod native;
+mod peer;
 mod pipeline;
 mod readback;
 mod recorder;
@@ -25,8 +28,11 @@ mod uniforms;
 pub use adapter::{GpuAdapter, GpuInfo, GpuKind, Opening, Transfers, enumerate};
 pub use buffer::{Binding, Buffer};
 pub use caps::{Caps, CoopScalar, CoopShape, Tier};
+#[cfg(feature = "cuda")]
+pub use cuda::{Kernel, Launch, MatMul, Mixed, Module, cuda_version};
 pub use device::{Gpu, Submission};
 pub use native::{HostMemory, copy_bytes};
+pub use peer::PeerMemory;
 pub use pipeline::Pipeline;
 pub use readback::Download;
 pub use recorder::Recording;

@@ -16,10 +16,12 @@ use crate::cancel::Wait;
 use crate::config::{NormKind, RopePairs};
 use crate::dtype::Scalar;
 use crate::error::Result;
-use crate::gpu::HostMemory;
+use crate::gpu::{HostMemory, PeerMemory};
 use crate::weights::WeightTensor;
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod wgsl;
 
 /// What [`Kernels::rows_at_once`] gives at most.
@@ -42,6 +44,8 @@ pub trait Kernels: Send + Sync + Sized + 'static {
 
     /// The adapter's name, for errors.
     fn name(&self) -> &str;
+    /// Who computes the products of a prefill: `wgsl`, `cublaslt` or `native`.
+    fn products(&self) -> &'static str;
     /// Element type of activations between operations (the residual stream is always f32).
     fn activation(&self) -> Scalar;
     /// Activation tensors hold a multiple of this many rows.
@@ -121,6 +125,19 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     }
     /// Copies host memory to elements in the same way; every submission after this returned sees them.
     fn copy_in(&self, _from: &HostMemory, _runs: &[Run<'_, Self>], _wait: &Wait) -> Result<bool> {
+        Ok(false)
+    }
+    /// Whether `copy_to_peers` and `copy_from_peer` are there.
+    fn has_peers(&self) -> bool {
+        false
+    }
+    /// Copies elements to memory that other devices of the machine reach, on the terms of `copy_out`. `None`, with nothing copied, where there is
+    /// no such way.
+    fn copy_to_peers(&self, _runs: &[Run<'_, Self>], _wait: &Wait) -> Result<Option<PeerMemory>> {
+        Ok(None)
+    }
+    /// Copies from there to elements, on the terms of `copy_in`.
+    fn copy_from_peer(&self, _from: &PeerMemory, _runs: &[Run<'_, Self>], _wait: &Wait) -> Result<bool> {
         Ok(false)
     }
     /// Memory that this adapter can still give, in bytes, where the system tells.

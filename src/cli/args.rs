@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Link, saved_tokens};
+use runahead::engine::{DeviceId, Gemm, Link, saved_tokens};
 use runahead::runahead::partition::Split;
 
 use super::bench::BenchArgs;
@@ -147,11 +147,7 @@ pub struct LogitsArgs {
     #[command(flatten)]
     pub split: SplitArgs,
     #[command(flatten)]
-    pub pace: PaceArgs,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    #[command(flatten)]
-    pub link: LinkArgs,
+    pub engine: EngineArgs,
     /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -174,11 +170,7 @@ pub struct PerplexityArgs {
     #[command(flatten)]
     pub split: SplitArgs,
     #[command(flatten)]
-    pub pace: PaceArgs,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    #[command(flatten)]
-    pub link: LinkArgs,
+    pub engine: EngineArgs,
     /// JSON instead of a line
     #[arg(long)]
     pub json: bool,
@@ -204,11 +196,7 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub split: SplitArgs,
     #[command(flatten)]
-    pub pace: PaceArgs,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    #[command(flatten)]
-    pub link: LinkArgs,
+    pub engine: EngineArgs,
 }
 
 /// Which model.
@@ -227,11 +215,7 @@ pub struct SessionArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub devices: Vec<DeviceId>,
     #[command(flatten)]
-    pub pace: PaceArgs,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    #[command(flatten)]
-    pub link: LinkArgs,
+    pub engine: EngineArgs,
     /// Tokens that prompts and answers may take together; unless said here what they need in `generate`, 4096 in `chat`
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
@@ -278,15 +262,6 @@ pub struct TokensArgs {
     pub tokens_file: Option<PathBuf>,
 }
 
-/// How a GPU is shared with what else it does.
-#[derive(Debug, clap::Args)]
-pub struct PaceArgs {
-    /// Give GPUs work for 8 ms at a time instead of 30: their screens stay smooth, a long prompt takes a little longer
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false")]
-    #[arg(default_missing_value = "true", value_parser = BoolishValueParser::new())]
-    pub responsive: bool,
-}
-
 /// How the prompt is cut.
 #[derive(Debug, clap::Args)]
 pub struct SplitArgs {
@@ -303,13 +278,23 @@ pub struct KvArgs {
     pub kv: Kv,
 }
 
-/// How rows are handed on.
+/// How a model's adapters work, in every command that opens an engine.
 #[derive(Debug, clap::Args)]
-pub struct LinkArgs {
+pub struct EngineArgs {
+    #[command(flatten)]
+    pub kv: KvArgs,
     /// How K/V rows pass between an adapter of a chain and host memory: copy (through its queue), dma (by itself, where its driver can),
     /// or auto (dma for adapters with a queue for copies beside the one that computes)
     #[arg(long, value_name = "LINK", value_parser = parse_link, default_value = "auto")]
     pub link: Link,
+    /// Who computes the products and attention of a prefill: wgsl, cublaslt (NVIDIA's, in a build with the feature cuda), or auto (cublaslt where
+    /// it is there)
+    #[arg(long, value_name = "WHO", value_parser = parse_gemm, default_value = "auto")]
+    pub gemm: Gemm,
+    /// Give GPUs work for 8 ms at a time instead of 30: their screens stay smooth, a long prompt takes a little longer
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false")]
+    #[arg(default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub responsive: bool,
 }
 
 /// See [`KvDtype`].
@@ -326,6 +311,10 @@ impl From<Kv> for KvDtype {
             Kv::F32 => KvDtype::F32,
         }
     }
+}
+
+fn parse_gemm(name: &str) -> Result<Gemm, String> {
+    name.parse().map_err(|error: runahead::Error| error.to_string())
 }
 
 fn parse_link(name: &str) -> Result<Link, String> {

@@ -47,7 +47,7 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
         Some(shape) => Outline::synthetic(shape.config()?, args.dtype())?,
         None => Outline::of(&files),
     };
-    let setup = Setup::new(outline, &named, args.kv.kv.into())?.under(&experiment)?;
+    let setup = Setup::new(outline, &named, args.engine.kv.kv.into(), args.engine.gemm)?.under(&experiment)?;
     let auto = |prompt: Piece| {
         let plan = setup.plan(Prefill::Auto, None, prompt, prompt.end)?;
         setup.tell_left_out(&plan);
@@ -110,13 +110,14 @@ impl Bench<'_> {
     fn group(&mut self, files: EngineBuilder, group: &Group) -> Result<(), Failure> {
         self.cancel.check()?;
         let (params, weights_bytes) = (files.n_parameters(), files.weights_bytes());
-        let kv = self.args.kv.kv.into();
+        let kv = self.args.engine.kv.kv.into();
         let opening = Opening {
-            responsive: self.args.pace.responsive,
+            responsive: self.args.engine.responsive,
             devices: &group.devices,
             context: self.context,
             kv,
-            link: self.args.link.link,
+            link: self.args.engine.link,
+            gemm: self.args.engine.gemm,
             experiment: group.experiment.clone(),
             cancel: self.cancel,
             bars: &self.bars,
@@ -132,6 +133,7 @@ impl Bench<'_> {
             repetitions: self.args.repetitions,
         };
         let names = engine.adapters().map(str::to_owned).collect::<Vec<_>>();
+        let products = engine.products().map(str::to_owned).collect::<Vec<_>>();
         for case in &group.cases {
             let split = self.split(&engine, case);
             let measured = split.and_then(|split| measure::case(&engine, case, &split, self.args, self.cancel));
@@ -141,7 +143,7 @@ impl Bench<'_> {
                 output::note(&format!("note: {note}"));
             }
             let skipped = names.len().saturating_sub(measured.n_adapters());
-            let used = self.used(&names[skipped..], &group.devices[skipped..]);
+            let used = self.used((&names[skipped..], &products[skipped..]), &group.devices[skipped..]);
             let predicted = self.predicted(case, &measured, &group.order[skipped..])?;
             let row = Row::new(&about, case, measured, used, self.best_single(case), predicted);
             self.table.row(&row)?;
@@ -187,7 +189,7 @@ impl Bench<'_> {
     }
 
     /// Names and back ends of the adapters that took part.
-    fn used(&self, names: &[String], ids: &[DeviceId]) -> row::Used {
+    fn used(&self, (names, products): (&[String], &[String]), ids: &[DeviceId]) -> row::Used {
         let mut backends = Vec::new();
         for id in ids {
             let backend = self.devices.iter().find(|d| d.id == *id).map_or("-", |d| &d.backend);
@@ -195,7 +197,7 @@ impl Bench<'_> {
                 backends.push(backend);
             }
         }
-        row::Used { devices: names.to_vec(), backend: backends.join(",") }
+        row::Used { devices: names.to_vec(), backend: backends.join(","), gemm: products.to_vec() }
     }
 
     /// The shortest time to the first token of one adapter alone in the same case.

@@ -15,7 +15,7 @@ use runahead::runahead::search::Found;
 use runahead::runahead::table::{Point, Table};
 use serde::Serialize;
 
-use super::args::{KvArgs, LinkArgs, PaceArgs};
+use super::args::EngineArgs;
 use super::failure::Failure;
 use super::open;
 use super::output;
@@ -38,11 +38,7 @@ pub struct CalibrateArgs {
     #[arg(short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), default_value_t = 3)]
     pub repetitions: u32,
     #[command(flatten)]
-    pub pace: PaceArgs,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    #[command(flatten)]
-    pub link: LinkArgs,
+    pub engine: EngineArgs,
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,
@@ -59,7 +55,7 @@ pub fn run(args: &CalibrateArgs, cancel: &Cancel) -> Result<(), Failure> {
     let ids = open::named_or_default(&args.devices);
     let all = devices();
     let infos: Vec<_> = ids.iter().filter_map(|id| all.iter().find(|d| d.id == *id).cloned()).collect();
-    let print = fingerprint(&outline, &infos, args.kv.kv.into());
+    let print = fingerprint(&outline, &infos, args.engine.kv.kv.into(), args.engine.gemm);
 
     let engine = load(files, &ids, longest, args, cancel)?;
     let bar = spinner();
@@ -114,11 +110,12 @@ fn load(
     let bars = Arc::new(Bars::new());
     let shown = Arc::clone(&bars);
     let engine = files
-        .responsive(args.pace.responsive)
+        .responsive(args.engine.responsive)
         .devices(ids.iter().copied())
         .context(context)
-        .kv(args.kv.kv.into())
-        .link(args.link.link)
+        .kv(args.engine.kv.kv.into())
+        .link(args.engine.link)
+        .gemm(args.engine.gemm)
         .cancel(cancel.clone())
         .on_progress(move |progress| {
             if let Progress::Load { .. } = progress {

@@ -44,14 +44,7 @@ pub fn run(args: &ChatArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     let (saved, n_saved) = args.session.saved()?;
     let devices = open::named_or_default(&args.session.devices);
     let context = args.session.context.unwrap_or(CONTEXT.min(files.config().max_context).max(n_saved));
-    let (engine, bars) = open::plainly(
-        files,
-        &devices,
-        &args.session.kv,
-        (&args.session.link, &args.session.pace),
-        context,
-        &interrupt.cancel,
-    )?;
+    let (engine, bars) = open::plainly(files, &devices, &args.session.engine, context, &interrupt.cancel)?;
 
     let mut chat = Chat {
         session: engine.session()?,

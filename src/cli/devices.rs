@@ -14,7 +14,16 @@ pub fn run(args: &DevicesArgs) -> Result<(), Failure> {
         let entries = devices.iter().map(Entry::new).collect::<Vec<_>>();
         output::json_pretty(&entries)
     } else {
-        output::print(&table(&devices))
+        output::print(&(table(&devices) + &cuda()))
+    }
+}
+
+/// What a build with CUDA found of it.
+fn cuda() -> String {
+    match engine::cuda() {
+        Some(Ok(versions)) => format!("\n{versions}\n"),
+        Some(Err(reason)) => format!("\n{reason}; prefill is WGSL's everywhere\n"),
+        None => String::new(),
     }
 }
 

@@ -52,11 +52,11 @@ mod tests {
         let Ok(Parsed::Generate(args)) = parse(&environment, &["runahead", "generate", "-p", "x"]) else { panic!() };
         assert_eq!(args.model.model.as_deref(), Some(Path::new("/m.gguf")));
         assert_eq!(args.session.devices.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1", "cpu"]);
-        assert_eq!(args.session.kv.kv, Kv::F32);
+        assert_eq!(args.session.engine.kv.kv, Kv::F32);
         let typed = ["runahead", "generate", "-p", "x", "-m", "n", "--devices", "0", "--kv", "f16"];
         let Ok(Parsed::Generate(args)) = parse(&environment, &typed) else { panic!() };
         assert_eq!(
-            (args.model.model.as_deref(), args.session.devices.len(), args.session.kv.kv),
+            (args.model.model.as_deref(), args.session.devices.len(), args.session.engine.kv.kv),
             (Some(Path::new("n")), 1, Kv::F16)
         );
         // A command that asks for adapters is content with those of the environment.
@@ -70,7 +70,7 @@ mod tests {
         let responsive = |environment: &[(&str, &str)], typed: &[&str]| {
             let args = [&["runahead", "generate", "-p", "x"], typed].concat();
             let Ok(Parsed::Generate(args)) = parse(environment, &args) else { panic!("{typed:?}") };
-            args.session.pace.responsive
+            args.session.engine.responsive
         };
         assert!(!responsive(&[], &[]) && responsive(&[], &["--responsive"]));
         let set = [("RUNAHEAD_RESPONSIVE", "1")];

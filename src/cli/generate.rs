@@ -44,11 +44,12 @@ pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
 
     let bars = Arc::new(Bars::new());
     let opening = Opening {
-        responsive: args.session.pace.responsive,
+        responsive: args.session.engine.responsive,
         devices: &plan.devices,
         context: plan.context,
-        kv: args.session.kv.kv.into(),
-        link: args.session.link.link,
+        kv: args.session.engine.kv.kv.into(),
+        link: args.session.engine.link,
+        gemm: args.session.engine.gemm,
         experiment: plan.experiment.clone(),
         cancel,
         bars: &bars,
@@ -147,7 +148,9 @@ impl Plan {
         let cut = if of_rest.is_some() { Some(&Cut::Fixed(Split::Even)) } else { args.split.as_ref() };
         let devices = open::named_or_default(&args.session.devices);
         let experiment = args.experiment.experiment(devices.len())?;
-        let setup = Setup::new(Outline::of(files), &devices, args.session.kv.kv.into())?.under(&experiment)?;
+        let setup =
+            Setup::new(Outline::of(files), &devices, args.session.engine.kv.kv.into(), args.session.engine.gemm)?
+                .under(&experiment)?;
         let plan = setup.plan(args.prefill, cut, Piece::new(0, n_prompt), context)?;
         // Who asks for one adapter knows that the others have nothing to do.
         if args.prefill != Prefill::As(Mode::Single) {

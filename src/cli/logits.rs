@@ -25,7 +25,7 @@ pub fn run(args: &LogitsArgs, cancel: &Cancel) -> Result<(), Failure> {
     // Before the work: a folder that cannot be written would waste it.
     let out = NewFile::begin(&args.out)?;
 
-    let (engine, bars) = open::plainly(files, &devices, &args.kv, (&args.link, &args.pace), context, cancel)?;
+    let (engine, bars) = open::plainly(files, &devices, &args.engine, context, cancel)?;
     let options = Options { split: args.split.split.clone(), ..Options::default() };
     let logits = engine.session()?.logits(&ids, &options);
     bars.clear();

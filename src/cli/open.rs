@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, EngineBuilder, Experiment, Link, default_devices, devices};
+use runahead::engine::{DeviceId, Engine, EngineBuilder, Experiment, Gemm, Link, default_devices, devices};
 use runahead::error::Error;
 
-use super::args::{KvArgs, LinkArgs, ModelArgs, PaceArgs};
+use super::args::{EngineArgs, ModelArgs};
 use super::failure::Failure;
 use super::output;
 use super::progress::Bars;
@@ -45,6 +45,7 @@ pub struct Opening<'a> {
     pub context: usize,
     pub kv: KvDtype,
     pub link: Link,
+    pub gemm: Gemm,
     pub experiment: Experiment,
     pub cancel: &'a Cancel,
     pub bars: &'a Arc<Bars>,
@@ -63,27 +64,38 @@ pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Fai
         .context(opening.context)
         .kv(opening.kv)
         .link(opening.link)
+        .gemm(opening.gemm)
         .experiment(opening.experiment.clone())
         .cancel(opening.cancel.clone())
         .on_progress(move |progress| bars.show(progress))
         .open();
     opening.bars.clear();
-    Ok(opened?)
+    let engine = opened?;
+    engine.notes().iter().for_each(|note| output::note(&format!("note: {note}")));
+    Ok(engine)
 }
 
 /// Loads the model, nothing slowed down; gives the bars that show its progress, too.
 pub fn plainly(
     files: EngineBuilder,
     devices: &[DeviceId],
-    kv: &KvArgs,
-    (link, pace): (&LinkArgs, &PaceArgs),
+    args: &EngineArgs,
     context: usize,
     cancel: &Cancel,
 ) -> Result<(Engine, Arc<Bars>), Failure> {
     let bars = Arc::new(Bars::new());
     let experiment = Experiment::default();
-    let (link, responsive) = (link.link, pace.responsive);
-    let opening = Opening { devices, context, kv: kv.kv.into(), link, responsive, experiment, cancel, bars: &bars };
+    let opening = Opening {
+        devices,
+        context,
+        kv: args.kv.kv.into(),
+        link: args.link,
+        gemm: args.gemm,
+        responsive: args.responsive,
+        experiment,
+        cancel,
+        bars: &bars,
+    };
     Ok((engine(files, &opening)?, bars))
 }
 

@@ -38,7 +38,7 @@ pub fn run(args: &PerplexityArgs, cancel: &Cancel) -> Result<(), Failure> {
         )));
     }
     let devices = open::named_or_default(&args.devices);
-    let (engine, bars) = open::plainly(files, &devices, &args.kv, (&args.link, &args.pace), window, cancel)?;
+    let (engine, bars) = open::plainly(files, &devices, &args.engine, window, cancel)?;
     let mut session = engine.session()?;
     let options = Options { split: args.split.split.clone(), ..Options::default() };
     let mut losses = Vec::new();

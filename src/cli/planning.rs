@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use runahead::config::ModelConfig;
 use runahead::dims::{Piece, round_up};
 use runahead::dtype::{Dtype, KvDtype};
-use runahead::engine::{DeviceId, DeviceInfo, EngineBuilder, Experiment, Mode, devices};
+use runahead::engine::{self, DeviceId, DeviceInfo, EngineBuilder, Experiment, Gemm, Mode, devices};
 use runahead::error::Error;
 use runahead::model::{Slots, memory};
 use runahead::runahead::auto::{Choice, Task, choose};
@@ -179,7 +179,7 @@ impl Setup {
     ///
     /// # Errors
     /// [`Error::NoAdapter`]. A table that is refused is a note, and its reason is in [`Setup::origin`].
-    pub fn new(outline: Outline, ids: &[DeviceId], kv: KvDtype) -> Result<Self, Failure> {
+    pub fn new(outline: Outline, ids: &[DeviceId], kv: KvDtype, gemm: Gemm) -> Result<Self, Failure> {
         let all = devices();
         let find = |id: &DeviceId| {
             let names = || all.iter().map(|d| format!("{} ({})", d.id, d.name)).collect::<Vec<_>>().join(", ");
@@ -187,7 +187,7 @@ impl Setup {
             all.iter().find(|d| d.id == *id).cloned().ok_or_else(missing)
         };
         let infos = ids.iter().map(find).collect::<Result<Vec<_>, _>>()?;
-        let print = fingerprint(&outline, &infos, kv);
+        let print = fingerprint(&outline, &infos, kv, gemm);
         let found = tables_folder().and_then(|folder| Ok(Table::find(&folder, &print)?));
         let (table, why) = match found {
             Ok(Some(table)) => (Some(table), String::new()),
@@ -364,13 +364,17 @@ pub fn tables_folder() -> Result<PathBuf, Failure> {
 }
 
 /// What a table holds for.
-pub fn fingerprint(outline: &Outline, infos: &[DeviceInfo], kv: KvDtype) -> Fingerprint {
+pub fn fingerprint(outline: &Outline, infos: &[DeviceInfo], kv: KvDtype, gemm: Gemm) -> Fingerprint {
+    let products = |d: &DeviceInfo| match engine::cuda() {
+        Some(Ok(versions)) if gemm != Gemm::Wgsl && d.driver.starts_with("NVIDIA") => format!(" {versions}"),
+        _ => String::new(),
+    };
     let config = &outline.config;
     let machine = [std::env::consts::OS.to_owned(), std::env::consts::ARCH.to_owned(), host_name(), processor()];
     Fingerprint {
         machine: machine.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" "),
         adapters: infos.iter().map(|d| [&d.name, d.pci.as_deref().unwrap_or("")].join(" ").trim().to_owned()).collect(),
-        drivers: infos.iter().map(|d| format!("{} {} {}", d.backend, d.driver, d.tier)).collect(),
+        drivers: infos.iter().map(|d| format!("{} {} {}{}", d.backend, d.driver, d.tier, products(d))).collect(),
         model: format!("{} {:?}", config.architecture, Shape::of(config)),
         // Types differ from tensor to tensor: the sum of their sizes tells one mixture from another.
         weights: format!("{} bytes", outline.weights_bytes),

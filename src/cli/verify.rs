@@ -2,13 +2,14 @@
 //!
 //! Both take the same prompt in one turn and the same continuation in a second one. Compared are K and V of every layer, the logits of every
 //! position, and the greedy answer. One GPU named several times must agree bit for bit with itself named once, however the prompt is cut.
-//! Different adapters sum in different orders: their logits agree within a tolerance.
+//! Different adapters sum in different orders: their logits agree within a tolerance. So do products by cuBLASLt, whose order of summation depends on
+//! the number of rows; with `--gemm cublaslt` the reference is the first GPU's WGSL kernels.
 
 use std::sync::Arc;
 
 use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, EngineBuilder, Experiment};
+use runahead::engine::{DeviceId, EngineBuilder, Experiment, Gemm};
 
 use super::args::VerifyArgs;
 use super::failure::Failure;
@@ -37,7 +38,8 @@ the direction of the wind, for thirty years without a gap. The last entry was un
 
 /// Runs the command.
 pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
-    let pair = Pair::new(&args.devices)?;
+    let gemm = args.engine.gemm;
+    let pair = Pair::new(&args.devices, gemm)?;
     let files = open::files(&args.model)?;
     let prompt = prompt(args, &files)?;
     let lengths = args.split.split.lengths(0, prompt.len(), pair.chain.len())?;
@@ -45,24 +47,28 @@ pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
     let n_greedy = context - prompt.len() + 1;
 
     let bars = Arc::new(Bars::new());
-    let opening = |devices| Opening {
-        responsive: args.pace.responsive,
+    let opening = |devices, gemm| Opening {
+        responsive: args.engine.responsive,
         devices,
         context,
-        kv: args.kv.kv.into(),
-        link: args.link.link,
+        kv: args.engine.kv.kv.into(),
+        link: args.engine.link,
+        gemm,
         experiment: Experiment::default(),
         cancel,
         bars: &bars,
     };
-    let engine = open::engine(files, &opening(&pair.reference))?;
+    let engine =
+        open::engine(files, &opening(&pair.reference, if gemm == Gemm::CublasLt { Gemm::Wgsl } else { gemm }))?;
+    let mut products = engine.products().map(str::to_owned).collect::<Vec<_>>();
     let turns = Turns { prompt: &prompt, continuation: None, split: Default::default(), n_greedy };
     let reference = Side::measure(&engine, &turns, &bars)?;
     let reference_name = engine.adapters().collect::<String>();
     // Its memory goes to the chain.
     drop(engine);
 
-    let engine = open::engine(open::files(&args.model)?, &opening(&pair.chain))?;
+    let engine = open::engine(open::files(&args.model)?, &opening(&pair.chain, gemm))?;
+    products.extend(engine.products().map(str::to_owned));
     let continuation = Some(reference.continuation());
     let turns = Turns { prompt: &prompt, continuation, split: args.split.split.clone(), n_greedy };
     let chain = Side::measure(&engine, &turns, &bars)?;
@@ -72,7 +78,7 @@ pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
     output::line(&format!("reference: {reference_name}; {} tokens, then {n_second} in a second turn", prompt.len()))?;
     let comparison = Comparison::new(&reference, &chain, prompt.len(), engine.config().vocab);
     output::print(&comparison.table())?;
-    let verdict = comparison.verdict(pair.same_gpu, args.kv.kv.into());
+    let verdict = comparison.verdict(pair.same_gpu && products.iter().all(|p| p == "wgsl"), args.engine.kv.kv.into());
     output::line(&verdict.to_string())?;
     match verdict {
         Verdict::BitForBit | Verdict::Within { .. } => Ok(()),
@@ -89,14 +95,14 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(devices: &[DeviceId]) -> Result<Self, Failure> {
+    fn new(devices: &[DeviceId], gemm: Gemm) -> Result<Self, Failure> {
         let reference = match devices {
             [DeviceId::Cpu] => {
                 return Err(Failure::Usage(
                     "the CPU alone has nothing to be compared with; cpu,cpu is a chain".to_owned(),
                 ));
             }
-            [DeviceId::Gpu(_)] => DeviceId::Cpu,
+            [DeviceId::Gpu(_)] if gemm != Gemm::CublasLt => DeviceId::Cpu,
             [first, ..] => *first,
             [] => return Err(Failure::Usage("--devices is empty".to_owned())),
         };

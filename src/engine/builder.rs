@@ -8,11 +8,13 @@ use crate::cancel::Cancel;
 use crate::config::ModelConfig;
 use crate::dims::{GRANULE, round_up};
 use crate::dtype::{Dtype, KvDtype, Scalar};
-use crate::engine::{DeviceId, Engine, Experiment, Link, OnProgress, Progress, Shared, default_devices, devices};
+use crate::engine::{DeviceId, Engine, Experiment, Gemm, Link, OnProgress, Progress, Shared, default_devices, devices};
 use crate::error::{Error, Result};
 use crate::gpu::{self, GpuAdapter};
 use crate::kernels::Kernels;
 use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Cuda;
 use crate::kernels::wgsl::Wgsl;
 use crate::model::memory::TAKE_BACK;
 use crate::model::{LoadOptions, Model};
@@ -39,6 +41,7 @@ pub struct EngineBuilder {
     devices: Vec<DeviceId>,
     context: Option<usize>,
     kv: KvDtype,
+    gemm: Gemm,
     link: Link,
     submission: Duration,
     take_back: usize,
@@ -73,6 +76,7 @@ impl EngineBuilder {
             devices: Vec::new(),
             context: None,
             kv: KvDtype::default(),
+            gemm: Gemm::default(),
             link: Link::default(),
             submission: SUBMISSION,
             take_back: TAKE_BACK,
@@ -100,6 +104,13 @@ impl EngineBuilder {
     /// adapters as well, which costs their speed.
     pub fn kv(mut self, dtype: KvDtype) -> Self {
         self.kv = dtype;
+        self
+    }
+
+    /// Who computes products and attention of a prefill on NVIDIA's GPUs, in a build with the feature `cuda`. Only where activations are f16; see
+    /// [`EngineBuilder::kv`].
+    pub fn gemm(mut self, gemm: Gemm) -> Self {
+        self.gemm = gemm;
         self
     }
 
@@ -214,7 +225,7 @@ impl EngineBuilder {
         let ids = if self.devices.is_empty() { default_devices(&devices()) } else { self.devices.clone() };
         let gpus = if ids.iter().all(|&id| id == DeviceId::Cpu) { Vec::new() } else { gpu::enumerate() };
         let opening = Opening { builder: &self, stop, progress, config: &config, gpus: &gpus, ids: &ids, context };
-        let adapters: Vec<Result<Box<dyn Adapter>>> = std::thread::scope(|scope| {
+        let adapters: Vec<Result<Opened>> = std::thread::scope(|scope| {
             let loads: Vec<_> = (0..ids.len())
                 .map(|i| {
                     scope.spawn({
@@ -226,8 +237,10 @@ impl EngineBuilder {
             let died = |i: usize| Error::WorkerDied { adapter: ids[i].to_string() };
             loads.into_iter().enumerate().map(|(i, l)| l.join().unwrap_or_else(|_| Err(died(i)))).collect()
         });
-        let adapters = adapters.into_iter().collect::<Result<_>>()?;
+        let adapters = adapters.into_iter().collect::<Result<Vec<_>>>()?;
+        let (adapters, notes): (Vec<_>, Vec<_>) = adapters.into_iter().unzip();
         let shared = Shared {
+            notes: notes.into_iter().flatten().collect(),
             files: self.files,
             config,
             adapters,
@@ -242,6 +255,9 @@ impl EngineBuilder {
     }
 }
 
+/// An adapter with the model on it, and what the caller should know of how it came to be.
+type Opened = (Box<dyn Adapter>, Option<String>);
+
 struct Opening<'a> {
     builder: &'a EngineBuilder,
     stop: &'a Cancel,
@@ -253,7 +269,7 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    fn adapter(&self, i: usize) -> Result<Box<dyn Adapter>> {
+    fn adapter(&self, i: usize) -> Result<Opened> {
         let id = self.ids[i];
         match id {
             DeviceId::Cpu => {
@@ -261,14 +277,29 @@ impl Opening<'_> {
                 let name = self.logical_name(CPU_NAME, i);
                 let threads = (Cpu::default_threads() / n_cpus).max(1);
                 // The CPU looks at the cancel within every operation, and belongs to whoever the system gives it to.
-                self.load(Arc::new(Cpu::new(&name, threads)?), name, None)
+                self.load(Arc::new(Cpu::new(&name, threads)?), name, (None, None))
             }
             DeviceId::Gpu(index) => {
                 let adapter = self.gpus.get(index).ok_or_else(|| self.no_adapter(id))?;
                 let name = self.logical_name(&adapter.info().name, i);
                 // One adapter alone hands nothing on.
                 let link = if self.ids.len() > 1 { self.builder.link } else { Link::Copy };
-                let gpu = Arc::new(adapter.open_with(gpu::Opening { transfers: link.transfers(), export: false })?);
+                let opening = gpu::Opening { transfers: link.transfers(), export: false };
+                #[cfg(feature = "cuda")]
+                let note = match self.cuda(adapter, opening)? {
+                    Ok(kernels) => return self.load(Arc::new(kernels), name, (None, Some(self.builder.submission))),
+                    Err(note) => note,
+                };
+                #[cfg(not(feature = "cuda"))]
+                let note = None;
+                #[cfg(not(feature = "cuda"))]
+                if self.builder.gemm == Gemm::CublasLt {
+                    return Err(Error::Unsupported {
+                        what: "products",
+                        name: "cublaslt, without the feature `cuda`".to_owned(),
+                    });
+                }
+                let gpu = Arc::new(adapter.open_with(opening)?);
                 if let Some(folder) = &self.builder.pipelines {
                     gpu.keep_pipelines(folder);
                 }
@@ -276,23 +307,50 @@ impl Opening<'_> {
                     KvDtype::F16 => Wgsl::new(gpu)?,
                     KvDtype::F32 => Wgsl::with_activation(Scalar::F32, gpu)?,
                 };
-                self.load(Arc::new(kernels), name, Some(self.builder.submission))
+                self.load(Arc::new(kernels), name, (note, Some(self.builder.submission)))
             }
         }
     }
 
+    /// The kernels with CUDA, where they are asked for and there; else what is to be said of that: nothing, where nobody would expect them.
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, adapter: &GpuAdapter, opening: gpu::Opening) -> Result<std::result::Result<Cuda, Option<String>>> {
+        let open = || {
+            gpu::cuda_version().map_err(|reason| Error::Adapter { adapter: adapter.info().name.clone(), reason })?;
+            let gpu = adapter.open_with(gpu::Opening { export: true, ..opening })?.with_cuda()?;
+            if let Some(folder) = &self.builder.pipelines {
+                gpu.keep_pipelines(folder);
+            }
+            let kernels = Cuda::new(Arc::new(gpu))?;
+            let direct = self.ids.len() > 1 && matches!(self.builder.link, Link::Auto | Link::Cuda);
+            Ok::<_, Error>(if direct { kernels.with_peers() } else { kernels })
+        };
+        match (self.builder.gemm, self.builder.kv) {
+            (Gemm::Wgsl, _) | (Gemm::Auto, KvDtype::F32) => Ok(Err(None)),
+            (Gemm::Auto, KvDtype::F16) => Ok(open().map_err(|e| {
+                let expected = adapter.info().driver.starts_with("NVIDIA");
+                expected.then(|| format!("prefill is by WGSL: {e}"))
+            })),
+            (Gemm::CublasLt, KvDtype::F16) => open().map(Ok),
+            (Gemm::CublasLt, KvDtype::F32) => {
+                Err(Error::Unsupported { what: "products", name: "cublaslt with a cache in f32".to_owned() })
+            }
+        }
+    }
+
+    /// `note` is what is to be said of the adapter, `submission` the longest time that a submission may take.
     fn load<K: Kernels>(
         &self,
         kernels: Arc<K>,
         name: String,
-        submission: Option<Duration>,
-    ) -> Result<Box<dyn Adapter>> {
+        (note, submission): (Option<String>, Option<Duration>),
+    ) -> Result<Opened> {
         let progress = |done_bytes, total_bytes| {
             (self.progress)(Progress::Load { adapter: name.clone(), done_bytes, total_bytes });
         };
         let options = LoadOptions { context: self.context, submission, cancel: self.stop, progress: &progress };
         let model = Model::load(kernels, Arc::clone(self.config), &self.builder.files.weights, &options)?;
-        Ok(Box::new(Loaded { name: name.clone(), model: Arc::new(model) }))
+        Ok((Box::new(Loaded { name: name.clone(), model: Arc::new(model) }), note))
     }
 
     /// A name of its own for each adapter: equal cards and logical adapters are numbered from 2.

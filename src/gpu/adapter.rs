@@ -107,12 +107,7 @@ impl GpuAdapter {
 ///
 /// An adapter that shows up under two APIs is listed once, under Vulkan, else Metal, else DX12. Without any driver the list is empty.
 pub fn enumerate() -> Vec<GpuAdapter> {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
-        // No validation layers and no debug messages: they would print.
-        flags: wgpu::InstanceFlags::empty(),
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
+    let instance = instance();
     let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let usable = |adapter: &wgpu::Adapter| {
         let computes = wgpu::DownlevelFlags::COMPUTE_SHADERS;
@@ -126,6 +121,16 @@ pub fn enumerate() -> Vec<GpuAdapter> {
         key(a).cmp(&key(b))
     });
     adapters
+}
+
+/// All APIs that may have adapters.
+pub(super) fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
+        // No validation layers and no debug messages: they would print.
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
 }
 
 fn describe(info: &wgpu::AdapterInfo, raw: &wgpu::Adapter) -> GpuAdapter {

@@ -18,6 +18,9 @@ struct Inner {
     label: String,
     /// Of a shared buffer.
     handles: Option<Handles>,
+    /// The memory as CUDA sees it, where it does.
+    #[cfg(feature = "cuda")]
+    imported: std::sync::OnceLock<super::cuda::Memory>,
     owner: Arc<Owner>,
 }
 
@@ -65,7 +68,32 @@ impl Buffer {
 
     fn made(raw: wgpu::Buffer, handles: Option<Handles>, bytes: u64, label: &str, owner: &Arc<Owner>) -> Self {
         let id = owner.next_id.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::new(Inner { raw, id, bytes, label: label.to_owned(), handles, owner: owner.clone() }))
+        Self(Arc::new(Inner {
+            raw,
+            id,
+            bytes,
+            label: label.to_owned(),
+            handles,
+            #[cfg(feature = "cuda")]
+            imported: std::sync::OnceLock::new(),
+            owner: owner.clone(),
+        }))
+    }
+
+    /// Notes where CUDA sees the memory; once.
+    #[cfg(feature = "cuda")]
+    pub(super) fn set_imported(&self, memory: super::cuda::Memory) {
+        let _ = self.0.imported.set(memory);
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn imported(&self) -> Option<&super::cuda::Memory> {
+        self.0.imported.get()
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn owner(&self) -> &Owner {
+        &self.0.owner
     }
 
     /// Size as it was asked for, in bytes.

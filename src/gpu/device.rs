@@ -30,7 +30,10 @@ const WRITE_FLUSH_BYTES: usize = 32 << 20;
 
 /// A device of an adapter, with a queue of its own.
 pub struct Gpu {
-    info: Arc<GpuInfo>,
+    /// The first to go, since it lets go of those who wait for it.
+    #[cfg(feature = "cuda")]
+    pub(super) cuda: Option<super::cuda::Side>,
+    pub(super) info: Arc<GpuInfo>,
     pub(super) owner: Arc<Owner>,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -78,6 +81,8 @@ impl Gpu {
             }
         };
         Ok(Self {
+            #[cfg(feature = "cuda")]
+            cuda: None,
             info: Arc::new(info),
             health: Health::watch(&device, &owner),
             pipelines: Pipelines::new(&owner),
@@ -110,6 +115,10 @@ impl Gpu {
     /// Errors: [`Error::Memory`] where `bytes` is more than [`Caps::max_buffer_bytes`] or than the adapter can give, [`Error::Adapter`] for other
     /// refusals of the driver.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        #[cfg(feature = "cuda")]
+        if self.cuda.is_some() {
+            return self.shared_buffer(label, bytes);
+        }
         let (raw, _) = self.cleared(label, bytes, |size, usage| {
             let desc = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
             Ok((self.device.create_buffer(&desc), ()))
@@ -122,7 +131,13 @@ impl Gpu {
     pub fn shared_buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
         let Some(shared) = &self.shared else { return self.buffer(label, bytes) };
         let (raw, handles) = self.cleared(label, bytes, |size, usage| shared.buffer(label, size, usage))?;
-        Ok(Buffer::shared(raw, handles, bytes, label, &self.owner))
+        let buffer = Buffer::shared(raw, handles, bytes, label, &self.owner);
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = &self.cuda {
+            cuda.touch();
+            buffer.set_imported(cuda.import(shared, &handles).map_err(|reason| self.owner.error(reason))?);
+        }
+        Ok(buffer)
     }
 
     /// Makes a buffer and clears it.
@@ -208,6 +223,15 @@ impl Gpu {
     /// Errors: [`Error::Memory`] where there is none for downloads, [`Error::AdapterLost`], [`Error::Adapter`]; among them what went wrong on the
     /// device since the last call.
     pub fn submit(&self, recording: Recording) -> Result<Submission> {
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = &self.cuda {
+            cuda.touch();
+        }
+        self.submit_armed(recording, |_| ())
+    }
+
+    /// As [`submit`](Self::submit); `arm` is called right before the work is handed over.
+    pub(super) fn submit_armed(&self, recording: Recording, arm: impl FnOnce(&wgpu::Queue)) -> Result<Submission> {
         self.health.check()?;
         if !Arc::ptr_eq(&recording.owner, &self.owner) {
             return Err(self.owner.error("the recording belongs to another device"));
@@ -216,6 +240,7 @@ impl Gpu {
         let mut order = self.order();
         let submitted = self.scoped("a submission", recording.staging_bytes(), || {
             let (commands, filled) = recording.encode(&self.device, &self.queue, &mut order.uniforms, &self.staging);
+            arm(&self.queue);
             self.queue.submit([commands]);
             filled.into_iter().for_each(|staging| staging.map());
             self.point()
@@ -238,6 +263,10 @@ impl Gpu {
             loop {
                 self.health.check()?;
                 self.poll()?;
+                #[cfg(feature = "cuda")]
+                if let Some(cuda) = &self.cuda {
+                    cuda.check(&self.owner)?;
+                }
                 if submission.0.load(Ordering::Acquire) {
                     return Ok(Some(()));
                 }
@@ -298,6 +327,11 @@ impl Gpu {
 
     /// Memory that the adapter can still give, in bytes, where its driver tells; buffers that nobody holds any more are freed first.
     pub fn free_memory(&self) -> Option<u64> {
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = &self.cuda {
+            // What this check would report, the next submit or wait reports too.
+            let _ = cuda.check(&self.owner);
+        }
         drop(self.order());
         // What this poll would report, the next submit or wait reports too.
         let _ = self.poll();
@@ -313,6 +347,10 @@ impl Gpu {
                 view.slice(piece.len()..).copy_from_slice(&[0; 3][..padded - piece.len()]);
             }
         })?;
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = &self.cuda {
+            cuda.touch();
+        }
         // The copy above took no lock of ours: a submit of another thread is not held up by it.
         let mut order = lock(&self.order);
         order.written_bytes += padded;

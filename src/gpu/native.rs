@@ -5,6 +5,8 @@
 #[cfg(target_vendor = "apple")]
 mod absent;
 mod copy;
+#[cfg(feature = "cuda")]
+mod exported;
 mod host;
 #[cfg(not(target_vendor = "apple"))]
 mod opening;
@@ -17,6 +19,8 @@ mod transfer;
 pub(super) use absent::{Handles, Shared, open};
 pub use copy::copy_bytes;
 pub(super) use copy::copy_to;
+#[cfg(feature = "cuda")]
+pub(super) use exported::Timeline;
 pub use host::HostMemory;
 #[cfg(not(target_vendor = "apple"))]
 pub(super) use opening::open;

@@ -235,6 +235,10 @@ impl Kernels for Cpu {
         &self.name
     }
 
+    fn products(&self) -> &'static str {
+        "native"
+    }
+
     fn activation(&self) -> Scalar {
         Scalar::F32
     }

@@ -22,7 +22,7 @@ use crate::gpu::{
 };
 
 mod arg_max;
-mod attention;
+pub(super) mod attention;
 mod attention_coop;
 mod attention_decode;
 mod ceiling;
@@ -31,12 +31,12 @@ mod embed;
 mod matrix;
 mod matvec;
 mod norm;
-mod planes;
-mod product;
+pub(super) mod planes;
+pub(super) mod product;
 mod product_coop;
 mod rope_cache;
 mod soft_cap;
-mod tensor;
+pub(super) mod tensor;
 mod unroll;
 
 pub use ceiling::CEILING_LEN;
@@ -132,7 +132,7 @@ impl Wgsl {
     }
 
     /// Runs of elements as parts of their buffers.
-    fn host_copies<'a>(&self, what: &'static str, runs: &[Run<'a, Self>]) -> Result<Vec<HostCopy<'a>>> {
+    pub(super) fn host_copies<'a>(&self, what: &'static str, runs: &[Run<'a, Self>]) -> Result<Vec<HostCopy<'a>>> {
         let part = |run: &Run<'a, Self>| {
             let range = self.words(what, run.tensor, &run.elements)?;
             let (offset, bytes) = (range.start, range.end - range.start);
@@ -267,13 +267,13 @@ macro_rules! with_codes {
 const fn weight_part(format: Dtype) -> &'static str {
     match format {
         Dtype::F32 => {
-            with_sums!("../../shaders/lib/weight_f32.wgsl")
+            with_sums!("../../shaders/lib/weight_f32.wgsl", "../../shaders/lib/dot32_spread.wgsl")
         }
         Dtype::F16 => {
-            with_sums!("../../shaders/lib/weight_f16.wgsl")
+            with_sums!("../../shaders/lib/weight_f16.wgsl", "../../shaders/lib/dot32_spread.wgsl")
         }
         Dtype::Bf16 => {
-            with_sums!("../../shaders/lib/weight_bf16.wgsl")
+            with_sums!("../../shaders/lib/weight_bf16.wgsl", "../../shaders/lib/dot32_spread.wgsl")
         }
         Dtype::Q8_0 => with_codes!("../../shaders/lib/weight_q8_0.wgsl"),
         Dtype::Q4_0 => with_codes!("../../shaders/lib/weight_q4_0.wgsl"),
@@ -325,6 +325,10 @@ impl Kernels for Wgsl {
 
     fn name(&self) -> &str {
         &self.gpu.info().name
+    }
+
+    fn products(&self) -> &'static str {
+        "wgsl"
     }
 
     fn activation(&self) -> Scalar {

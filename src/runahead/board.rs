@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use crate::cancel::Wait;
 use crate::dims::Piece;
 use crate::error::{Error, Result};
-use crate::gpu::HostMemory;
+use crate::gpu::{HostMemory, PeerMemory};
 use crate::runahead::experiment::Sent;
 use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
@@ -26,7 +26,19 @@ pub struct Block {
     pub rows: Piece,
     bytes: Bytes,
     len: usize,
+    /// Whether the bytes have to be there for somebody.
+    host: bool,
+    peer: Peer,
     home: Option<Home>,
+}
+
+/// Rows in the memory of the sender's device.
+#[derive(Debug)]
+enum Peer {
+    /// Nobody would read them there.
+    Unwanted,
+    Wanted,
+    There(PeerMemory),
 }
 
 /// What a block is made of.
@@ -48,7 +60,7 @@ struct Home {
 impl Block {
     /// A block that belongs to no free list: `bytes` holds the K rows, then the V rows.
     pub fn new(rows: Piece, bytes: Vec<u8>) -> Self {
-        Self { rows, len: bytes.len(), bytes: Bytes::Heap(bytes), home: None }
+        Self { rows, len: bytes.len(), bytes: Bytes::Heap(bytes), host: true, peer: Peer::Unwanted, home: None }
     }
 
     /// As [`Block::new`], copied to where devices can read it by themselves.
@@ -57,7 +69,8 @@ impl Block {
     /// [`Error::Memory`].
     pub fn in_pages(rows: Piece, bytes: &[u8]) -> Result<Self> {
         let pages = HostMemory::from_bytes(bytes)?;
-        Ok(Self { rows, len: bytes.len(), bytes: Bytes::Pages(pages), home: None })
+        let len = bytes.len();
+        Ok(Self { rows, len, bytes: Bytes::Pages(pages), host: true, peer: Peer::Unwanted, home: None })
     }
 
     /// The K rows, and behind them the V rows, where devices can read them by themselves.
@@ -68,6 +81,30 @@ impl Block {
     /// As [`Block::pages`], to be filled.
     pub fn pages_mut(&mut self) -> Option<&mut HostMemory> {
         if let Bytes::Pages(pages) = &mut self.bytes { Some(pages) } else { None }
+    }
+
+    /// Whether somebody reads the rows from the memory of the device that sends them.
+    pub fn wants_peer(&self) -> bool {
+        matches!(self.peer, Peer::Wanted)
+    }
+
+    /// Whether somebody needs the bytes here.
+    pub fn wants_host(&self) -> bool {
+        self.host
+    }
+
+    /// The rows as [`Kernels::copy_to_peers`](crate::kernels::Kernels::copy_to_peers) left them, K before V; without them, everybody needs the
+    /// bytes here.
+    pub fn set_peer(&mut self, memory: Option<PeerMemory>) {
+        match memory {
+            Some(memory) => self.peer = Peer::There(memory),
+            None => (self.peer, self.host) = (Peer::Unwanted, true),
+        }
+    }
+
+    /// The rows in the memory of the device that sent them.
+    pub fn peer(&self) -> Option<&PeerMemory> {
+        if let Peer::There(memory) = &self.peer { Some(memory) } else { None }
     }
 
     /// Byte of [`Block::pages`] at which the V rows begin.
@@ -210,6 +247,8 @@ pub struct Board {
     record: Mutex<Record>,
     retention: Retention,
     pool: HostPool,
+    /// Which adapters hand rows to each other without the host.
+    peers: Vec<bool>,
 }
 
 impl Board {
@@ -248,8 +287,14 @@ impl Board {
             record: Mutex::new(record),
             retention,
             pool,
+            peers: Vec::new(),
         };
         Ok((board, receivers))
+    }
+
+    /// The same board, where `peers` says of each adapter whether it hands rows on to others of the kind without the host.
+    pub fn with_peers(self, peers: Vec<bool>) -> Self {
+        Self { peers, ..self }
     }
 
     /// Host bytes that a prefill will hold on the board at most.
@@ -274,13 +319,18 @@ impl Board {
         let rows = self.schedule.rows_sent(from, piece, layer);
         let len = 2 * rows.len() * self.row_bytes;
         if self.retention == Retention::Record {
-            // Kept for long: not a byte more than it needs.
-            return Ok(Block { rows, bytes: Bytes::Pages(HostMemory::new(len)?), len, home: None });
+            // Kept for long: not a byte more than it needs, and none of a device's.
+            let bytes = Bytes::Pages(HostMemory::new(len)?);
+            return Ok(Block { rows, bytes, len, host: true, peer: Peer::Unwanted, home: None });
         }
         let hop = self.hop(from, piece)?;
+        let is_peer = |adapter: usize| self.peers.get(adapter).copied().unwrap_or(false);
+        let host = !is_peer(from) || hop.readers.iter().any(|&reader| !is_peer(reader));
+        let wanted = is_peer(from) && hop.readers.iter().any(|&reader| is_peer(reader));
+        let peer = if wanted { Peer::Wanted } else { Peer::Unwanted };
         wait.recv(&hop.take, "a free block on the board")?;
         let home = Home { pool: self.pool.clone(), free: hop.back.clone() };
-        Ok(Block { rows, bytes: Bytes::Pages(self.pool.take(len)?), len, home: Some(home) })
+        Ok(Block { rows, bytes: Bytes::Pages(self.pool.take(len)?), len, host, peer, home: Some(home) })
     }
 
     /// Hands a filled block to every reader. A reader that has ended is passed over.

@@ -8,6 +8,7 @@ use crate::kernels::cpu::Cpu;
 use crate::runahead::board::{Board, Record, Retention};
 use crate::runahead::courier::Span;
 use crate::runahead::experiment::Experiment;
+use crate::runahead::link::Link;
 use crate::runahead::node::Node;
 use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
@@ -98,7 +99,9 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
     let needed = Board::bytes(schedule, row_bytes, request.retention);
     request.pool.trim(needed);
     check_host_memory(needed.saturating_sub(request.pool.idle_bytes()), Cpu::free_memory_bytes)?;
+    let peers = nodes.iter().map(|node| node.link() == Link::Cuda).collect();
     let (board, mailboxes) = Board::new(schedule, row_bytes, request.retention, request.record, request.pool)?;
+    let board = board.with_peers(peers);
     let stop = request.cancel.child();
     let started = Instant::now();
 

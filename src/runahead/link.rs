@@ -3,12 +3,14 @@
 //! Contract, which every way keeps: `export` is recorded with the work that makes the rows; `fill` runs on the courier once that work is
 //! submitted, may block, and leaves the rows in a block of the board; `import` runs on the worker, may block, and is seen by every submission after it.
 //!
-//! There are two ways, and each adapter has its own, so that a chain may mix them. `copy` works on any device: the rows go through its queue and
+//! There are three ways, and each adapter has its own, so that a chain may mix them. `copy` works on any device: the rows go through its queue and
 //! through memory that is mapped for the purpose. `dma` is for devices that copy between cache and board by themselves, beside the queue
 //! ([`Kernels::copies_beside`]): it has no place in the order of submissions, so the host makes one. A copy out begins when the submission that
 //! made the rows was waited for, and the worker computes nothing in their place before they have left; a copy in begins when the submission that
 //! last read the place has run, and is over before the next one is made ([`Ring`] keeps count of both). Where such a device refuses after all,
-//! its rows go the other way.
+//! its rows go the other way. `cuda`, of NVIDIA's GPUs ([`Kernels::has_peers`]), keeps to the same order and leaves host memory out: rows go to
+//! memory of the sender's device, from which each reader copies them into its own cache. Where some reader of a piece is of another kind, host
+//! memory gets its rows, too; rows that are kept for later turns go there alone.
 
 use std::str::FromStr;
 
@@ -22,6 +24,8 @@ use crate::runahead::board::Block;
 use crate::runahead::ring::{Gone, Leaving, Ring};
 
 /// Which way the rows of an adapter go.
+///
+/// `Auto` takes `Cuda` before `Dma` where adapters have both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Link {
     /// `Dma` for adapters with a queue for copies beside the one that computes, `Copy` for others.
@@ -31,11 +35,13 @@ pub enum Link {
     Copy,
     /// By the device itself where its driver can, even on the queue that computes.
     Dma,
+    /// From device to device, between adapters that compute with CUDA; by `Auto`'s ways for others.
+    Cuda,
 }
 
 impl Link {
     /// All of them.
-    pub const ALL: [Link; 3] = [Link::Auto, Link::Copy, Link::Dma];
+    pub const ALL: [Link; 4] = [Link::Auto, Link::Copy, Link::Dma, Link::Cuda];
 
     /// The name that users see.
     pub const fn name(self) -> &'static str {
@@ -43,13 +49,14 @@ impl Link {
             Link::Auto => "auto",
             Link::Copy => "copy",
             Link::Dma => "dma",
+            Link::Cuda => "cuda",
         }
     }
 
     /// What a device is opened with for it.
     pub const fn transfers(self) -> Transfers {
         match self {
-            Link::Auto => Transfers::Beside,
+            Link::Auto | Link::Cuda => Transfers::Beside,
             Link::Copy => Transfers::None,
             Link::Dma => Transfers::Anywhere,
         }
@@ -57,7 +64,11 @@ impl Link {
 
     /// The way that an adapter's rows go now.
     pub fn of<K: Kernels>(kernels: &K) -> Self {
-        if kernels.copies_beside() { Link::Dma } else { Link::Copy }
+        match (kernels.has_peers(), kernels.copies_beside()) {
+            (true, _) => Link::Cuda,
+            (false, true) => Link::Dma,
+            (false, false) => Link::Copy,
+        }
     }
 }
 
@@ -99,7 +110,7 @@ impl<K: Kernels> Export<K> {
 /// # Errors
 /// The device's, or a cancel.
 pub fn begin<K: Kernels>(kernels: &K, wait: &Wait) -> Result<()> {
-    if !kernels.copies_beside() {
+    if Link::of(kernels) == Link::Copy {
         return Ok(());
     }
     let point = kernels.submit(kernels.begin(), wait)?;
@@ -119,9 +130,9 @@ pub fn export<K: Kernels>(
     rows: Piece,
 ) -> Result<Export<K>> {
     let bytes = 2 * (rows.len() * cache.row_bytes()) as u64;
-    let rows = match kernels.copies_beside() {
-        true => Rows::InPlace(cache.places(layer, rows), Leaving::new()),
-        false => Rows::Recorded(cache.places(layer, rows).download(kernels, rec)?),
+    let rows = match Link::of(kernels) {
+        Link::Copy => Rows::Recorded(cache.places(layer, rows).download(kernels, rec)?),
+        _ => Rows::InPlace(cache.places(layer, rows), Leaving::new()),
     };
     Ok(Export { piece, bytes, rows })
 }
@@ -142,6 +153,12 @@ pub fn fill<K: Kernels>(
         Rows::InPlace(places, _leaving) => {
             kernels.wait(after, wait)?;
             let runs = places.runs(0, block.v_offset());
+            if block.wants_peer() {
+                block.set_peer(kernels.copy_to_peers(&runs, wait)?);
+            }
+            if !block.wants_host() {
+                return Ok(());
+            }
             if let Some(pages) = block.pages_mut()
                 && kernels.copy_out(&runs, pages, wait)?
             {
@@ -181,11 +198,22 @@ pub fn import<K: Kernels>(
 ) -> Result<u64> {
     let (rows, k, v) = block.part(rows);
     let bytes = (k.len() + v.len()) as u64;
+    let at = (rows.start - block.rows.start) * cache.row_bytes();
+    let places = cache.places(layer, rows);
+    let runs = places.runs(at, block.v_offset() + at);
+    if let Some(peer) = block.peer().filter(|_| kernels.has_peers()) {
+        ring.wait_for_readers(layer, kernels, wait)?;
+        if kernels.copy_from_peer(peer, &runs, wait)? {
+            return Ok(bytes);
+        }
+    }
+    if !block.wants_host() {
+        let reason = "rows were left on another device, which this adapter does not reach".to_owned();
+        return Err(Error::Adapter { adapter: kernels.name().to_owned(), reason });
+    }
     if let Some(pages) = block.pages().filter(|_| kernels.copies_beside()) {
         ring.wait_for_readers(layer, kernels, wait)?;
-        let at = (rows.start - block.rows.start) * cache.row_bytes();
-        let places = cache.places(layer, rows);
-        if kernels.copy_in(pages, &places.runs(at, block.v_offset() + at), wait)? {
+        if kernels.copy_in(pages, &runs, wait)? {
             return Ok(bytes);
         }
     }

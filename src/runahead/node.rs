@@ -19,6 +19,9 @@ pub trait Adapter: Send + Sync {
     /// The adapter's name.
     fn name(&self) -> &str;
 
+    /// See [`Kernels::products`].
+    fn products(&self) -> &str;
+
     /// A node with an empty cache. Layers with a window have room for the window alone; see [`Node::make_room`].
     ///
     /// # Errors
@@ -105,6 +108,10 @@ pub struct Loaded<K: Kernels> {
 impl<K: Kernels> Adapter for Loaded<K> {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn products(&self) -> &str {
+        self.model.kernels().products()
     }
 
     fn open(&self, tokens: usize, kv: KvDtype, slots: Slots) -> Result<Box<dyn Node>> {

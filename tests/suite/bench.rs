@@ -21,10 +21,11 @@ fn rows(more: &str) -> Vec<Value> {
     json(&bench(&format!("{more} -o json"))).as_array().unwrap().clone()
 }
 
-const COMMON: [&str; 13] = [
+const COMMON: [&str; 14] = [
     "backend",
     "depth",
     "devices",
+    "gemm",
     "kv",
     "load_ms",
     "mode",

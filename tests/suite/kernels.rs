@@ -27,4 +27,6 @@ macro_rules! kernel_suite {
 }
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod wgsl;

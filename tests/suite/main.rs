@@ -11,6 +11,8 @@ mod chain;
 mod chat;
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dependencies;
 mod engine;
 mod families;

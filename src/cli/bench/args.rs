@@ -10,7 +10,7 @@ use runahead::dtype::Dtype;
 use runahead::engine::DeviceId;
 use runahead::runahead::partition::Split;
 
-use crate::cli::args::{KvArgs, LinkArgs, ModelArgs, PaceArgs};
+use crate::cli::args::{EngineArgs, ModelArgs};
 use crate::cli::experiment::ExperimentArgs;
 use crate::cli::planning::{Cut, Prefill};
 
@@ -58,11 +58,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SPLIT", value_parser = CutList::parse)]
     pub split: Option<CutList>,
     #[command(flatten)]
-    pub pace: PaceArgs,
-    #[command(flatten)]
-    pub kv: KvArgs,
-    #[command(flatten)]
-    pub link: LinkArgs,
+    pub engine: EngineArgs,
     /// Draw the time to the first token over the prompt length, a line for each way to prefill
     #[arg(long, value_name = "FILE.svg", conflicts_with = "no_prefill")]
     pub plot: Option<PathBuf>,

@@ -24,6 +24,8 @@ pub struct About {
 pub struct Used {
     pub devices: Vec<String>,
     pub backend: String,
+    /// Who computed the products of each.
+    pub gemm: Vec<String>,
 }
 
 /// One case. Keys that do not apply to it are absent from its JSON.
@@ -35,6 +37,8 @@ pub struct Row {
     weights_bytes: u64,
     kv: &'static str,
     backend: String,
+    /// Who computes the products of prefill, of each adapter: `wgsl`, `cublaslt` or `native`.
+    gemm: Vec<String>,
     devices: Vec<String>,
     /// From the first adapter's opening to the last weight's upload.
     load_ms: f64,
@@ -116,12 +120,13 @@ struct Adapter {
 }
 
 /// All keys in the order of a row, for forms that need every one in each line.
-pub const KEYS: [&str; 26] = [
+pub const KEYS: [&str; 27] = [
     "model",
     "params",
     "weights_bytes",
     "kv",
     "backend",
+    "gemm",
     "devices",
     "load_ms",
     "repetitions",
@@ -183,6 +188,7 @@ impl Row {
                 KvDtype::F32 => "f32",
             },
             backend: used.backend,
+            gemm: used.gemm,
             devices: used.devices,
             load_ms: rounded(about.load_ms),
             repetitions: about.repetitions,
@@ -238,7 +244,11 @@ impl Row {
             self.model.clone(),
             scaled(self.weights_bytes as f64, &[(f64::from(1 << 30), "GiB"), (f64::from(1 << 20), "MiB")]),
             scaled(self.params as f64, &[(1e9, "B"), (1e6, "M")]),
-            self.backend.clone(),
+            if self.gemm.iter().any(|g| g == "cublaslt") {
+                format!("{}+cublaslt", self.backend)
+            } else {
+                self.backend.clone()
+            },
             self.devices.join(", "),
             match self.prefill.as_ref().map_or("even", |p| p.split) {
                 "even" => self.mode.to_owned(),

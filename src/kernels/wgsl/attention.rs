@@ -17,7 +17,7 @@ const ROWS: u32 = 16;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-pub(super) struct Params {
+pub(in crate::kernels) struct Params {
     pub rows: u32,
     position: u32,
     q_start: u32,
@@ -88,7 +88,7 @@ pub(super) fn check_rules(
 }
 
 /// Parameters, once all arguments are known to agree.
-pub(super) fn params(args: Args, kernels: &Wgsl, op: &Attention<'_, Wgsl>) -> Result<Params> {
+pub(in crate::kernels) fn params(args: Args, kernels: &Wgsl, op: &Attention<'_, Wgsl>) -> Result<Params> {
     let dims = &op.dims;
     args.heads(dims)?;
     args.ensure(op.kv_heads.start <= op.kv_heads.end && op.kv_heads.end <= dims.kv_heads, || {

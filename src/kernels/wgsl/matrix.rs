@@ -40,7 +40,7 @@ struct Inner {
 
 /// Rows of a matrix that lie in one buffer.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(in crate::kernels) struct Part {
     pub format: Dtype,
     /// Rows of the matrix; the first one is even where rows alternate.
     pub rows: Range<usize>,
@@ -49,6 +49,12 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// The plane of quants: for formats without scales, the rows themselves, padded to a whole number of blocks.
+    #[cfg(feature = "cuda")]
+    pub fn quants(&self) -> &Buffer {
+        &self.quants
+    }
+
     /// The storage bindings that `shaders/lib/weight_*` declares.
     pub fn bindings(&self) -> impl Iterator<Item = Binding<'_>> {
         [Some(&self.quants), self.scales.as_ref()].into_iter().flatten().map(Binding::whole)
@@ -83,11 +89,11 @@ impl Matrix {
         plan.parts.iter().map(|(format, rows)| (RowBytes::new(*format, plan.width).total() * rows.len()) as u64).sum()
     }
 
-    pub(super) fn rows(&self) -> usize {
+    pub(in crate::kernels) fn rows(&self) -> usize {
         self.0.rows
     }
 
-    pub(super) fn width(&self) -> usize {
+    pub(in crate::kernels) fn width(&self) -> usize {
         self.0.width
     }
 
@@ -95,7 +101,7 @@ impl Matrix {
         self.0.order
     }
 
-    pub(super) fn parts(&self) -> &[Part] {
+    pub(in crate::kernels) fn parts(&self) -> &[Part] {
         &self.0.parts
     }
 }

@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 use crate::kernels::cpu;
 
 /// Elements that a row's length is padded to; also the block length of the quantised formats without super-blocks.
-pub(super) const BLOCK: usize = 32;
+pub(in crate::kernels) const BLOCK: usize = 32;
 
 /// Bytes of a row in each plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -201,7 +201,7 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>
 }
 
 /// Number of rows, once all arguments are known to agree.
-pub(super) fn check(args: Args, kernels: &Wgsl, op: &Product<'_, Wgsl>) -> Result<usize> {
+pub(in crate::kernels) fn check(args: Args, kernels: &Wgsl, op: &Product<'_, Wgsl>) -> Result<usize> {
     let rows = args.count(&op.rows)?;
     let out_scalar = match op.epilogue {
         Epilogue::Add => Scalar::F32,

@@ -11,8 +11,8 @@ use crate::kernels::{HeadDims, cache_holds};
 /// Scalars on the device. Clones share the memory.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    pub(super) buffer: Buffer,
-    pub(super) scalar: Scalar,
+    pub(in crate::kernels) buffer: Buffer,
+    pub(in crate::kernels) scalar: Scalar,
     /// Elements as asked for; the buffer is rounded up to 16 bytes, so that shaders may read it as vec4s.
     pub(super) len: usize,
 }
@@ -22,19 +22,25 @@ impl Tensor {
         (len.max(1) as u64).checked_mul(scalar.bytes() as u64)?.checked_next_multiple_of(16)
     }
 
+    /// Whether these are rows of a cache of `width` elements each, up to row `end`: in a ring, positions that have not gone round yet.
+    #[cfg(feature = "cuda")]
+    pub(in crate::kernels) fn reaches(&self, end: usize, width: usize) -> bool {
+        end.checked_mul(width).is_some_and(|elements| elements <= self.len)
+    }
+
     pub(super) fn binding(&self) -> Binding<'_> {
         Binding::whole(&self.buffer)
     }
 
     /// Element type, where the tensor is a cache.
-    pub(super) fn kv(&self) -> KvDtype {
+    pub(in crate::kernels) fn kv(&self) -> KvDtype {
         if self.scalar == Scalar::F16 { KvDtype::F16 } else { KvDtype::F32 }
     }
 }
 
 /// Checks of one operation's arguments; the errors name it.
 #[derive(Clone, Copy)]
-pub(super) struct Args(pub &'static str);
+pub(in crate::kernels) struct Args(pub &'static str);
 
 impl Args {
     pub fn error(self, reason: impl Into<String>) -> Error {

@@ -44,12 +44,20 @@ fn generate_says_what_does_not_hold() {
         assert_fails(&[&["generate", "-m", &model, "--json"], args].concat(), 1, says);
     }
     assert_fails(&["generate", "-m", &text(smollm2()), "-p", "", "--devices", "cpu"], 1, "the prompt is empty");
+    let gemm = ["generate", "-m", &model, "--tokens", &many, "--devices", "0", "--gemm", "cublaslt", "--json"];
+    #[cfg(not(feature = "cuda"))]
+    assert_fails(&gemm, 1, "cublaslt, without the feature `cuda`");
+    // With it, a machine without CUDA says so.
+    #[cfg(feature = "cuda")]
+    if runahead::engine::cuda().is_some_and(|found| found.is_err()) {
+        assert_fails(&gemm, 1, "CUDA");
+    }
 }
 
 #[test]
 fn arguments_of_the_wrong_form_are_usage_errors() {
     let model = tiny();
-    let cases: [(&[&str], &str); 21] = [
+    let cases: [(&[&str], &str); 22] = [
         (&[], "required"),
         (&["-p", "x", "--tokens", "1"], "cannot be used with"),
         (&["--tokens", "1,x"], "entry 2 of the token ids, `x`"),
@@ -59,6 +67,7 @@ fn arguments_of_the_wrong_form_are_usage_errors() {
         (&["--tokens", "1", "--prefill", "fast"], "runahead"),
         (&["--tokens", "1", "--prefill", "single", "--split", "1"], "--split"),
         (&["--tokens", "1", "--kv", "q8"], "f32"),
+        (&["--tokens", "1", "--gemm", "fast"], "cublaslt"),
         (&["--tokens", "1", "--temperature", "warm"], "warm"),
         (&["--tokens", "1", "--temperature", "-1"], "temperature -1 is not 0 or more"),
         (&["--tokens", "1", "--temperature", "NaN"], "temperature NaN"),

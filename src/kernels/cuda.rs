@@ -1,0 +1,323 @@
+//! The kernels on an NVIDIA GPU that Vulkan and CUDA share: prefill by cuBLASLt and kernels in PTX, all else by the WGSL kernels, on the same tensors.
+//!
+//! Each operation is recorded for the side that suits it. Products of f16 weights and attention, where the time goes, are CUDA's wherever it has a
+//! kernel for them; norm and rotation, which are small, are done where the recording stands, so that a layer does not change sides for them;
+//! everything of one row (decode, the last row's head), embedding, other weight formats, biases, soft-caps and other sizes of heads are WGSL's.
+//!
+//! The granule invariant does not hold here: which algorithm cuBLASLt takes, and with it the order of a row's sums, depends on the number of rows.
+//! Attention, norm and rotation keep it. `verify` compares within the tolerance of f16.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::wgsl::tensor::Args;
+use super::wgsl::{Matrix, Tensor, Wgsl};
+use super::{
+    ArgMax, Attention, AttentionDecode, Embed, HeadNorm, Kernels, MAX_ROWS_AT_ONCE, MatrixSource, Norm, Part, Product,
+    RopeCache, RowOrder, Run, SoftCap,
+};
+use crate::cancel::Wait;
+use crate::dtype::Scalar;
+use crate::error::Result;
+use crate::gpu::{Buffer, Download, Gpu, HostMemory, Kernel, Mixed, PeerMemory, Submission};
+
+mod attention;
+mod attention_ptx;
+mod product;
+#[cfg(test)]
+mod ptx_check;
+mod rows;
+mod rows_ptx;
+
+/// Rows of the widest activations computed at a time. cuBLASLt on an H200, TFLOP/s for 22016 x 4096 and 4096 x 11008: 725 and 722 at 512 rows, 759 and 779 at 4,096.
+const ROWS_AT_ONCE: usize = MAX_ROWS_AT_ONCE;
+
+/// Rows below which an operation is WGSL's.
+///
+/// An H200 takes 17 ms for Llama-2-7B's layers by WGSL at 16 rows, and 11 by CUDA at 32.
+const LEAST_ROWS: usize = 16;
+
+/// Matrices that suit cuBLASLt beside which there must be more for a model's products to be CUDA's: the embedding and the head, which files keep in
+/// f16 whatever the layers' format.
+const OUTSIDE_LAYERS: usize = 2;
+
+/// An NVIDIA GPU with CUDA beside wgpu.
+pub struct Cuda {
+    wgsl: Wgsl,
+    least_rows: usize,
+    /// Whether rows go to other devices directly.
+    peers: bool,
+    /// Whether small operations are done where the recording stands.
+    follows: bool,
+    rows: rows::Kernels,
+    /// One for each size of head in [`attention_ptx::HEAD_DIMS`].
+    attention: [Kernel; attention_ptx::HEAD_DIMS.len()],
+    /// Matrices that suit cuBLASLt.
+    n_suiting: AtomicUsize,
+    /// What gated products make before their activation, F16 `[ROWS_AT_ONCE, n]` for the largest `n`.
+    pairs: Mutex<Option<Buffer>>,
+}
+
+impl Cuda {
+    /// Kernels on a device that was given CUDA ([`Gpu::with_cuda`]) and has matrix units.
+    ///
+    /// Errors: [`Error::Shader`](crate::Error::Shader) where its activations are not f16, or the driver's.
+    pub fn new(gpu: Arc<Gpu>) -> Result<Self> {
+        let (rows, attention) = (rows::Kernels::compile(&gpu)?, attention::compile(&gpu)?);
+        let wgsl = Wgsl::new(gpu)?;
+        Args("CUDA").ensure(wgsl.activation() == Scalar::F16, || "activations are not f16 here".to_owned())?;
+        Ok(Self {
+            wgsl,
+            least_rows: LEAST_ROWS,
+            follows: true,
+            peers: false,
+            rows,
+            attention,
+            n_suiting: AtomicUsize::new(0),
+            pairs: Mutex::default(),
+        })
+    }
+
+    /// The same, which hands rows to other devices with CUDA directly.
+    pub fn with_peers(self) -> Self {
+        Self { peers: true, ..self }
+    }
+
+    /// The same with every operation on CUDA's side that it has a kernel for, however small: tries the kernels, and all ways of changing sides.
+    pub fn eager(gpu: Arc<Gpu>) -> Result<Self> {
+        Ok(Self { least_rows: 1, follows: false, ..Self::new(gpu)? })
+    }
+
+    fn gpu(&self) -> &Arc<Gpu> {
+        self.wgsl.gpu()
+    }
+
+    /// Whether the products of the model's layers are CUDA's.
+    fn multiplies(&self) -> bool {
+        self.n_suiting.load(Ordering::Relaxed) > OUTSIDE_LAYERS || !self.follows
+    }
+
+    /// Whether a small operation is CUDA's.
+    fn stays(&self, rec: &Mixed) -> bool {
+        rec.is_at_cuda() || !self.follows
+    }
+
+    fn pairs(&self) -> MutexGuard<'_, Option<Buffer>> {
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Room for the pairs of gated products with `n` columns, made while weights are uploaded.
+    fn make_room_for_pairs(&self, n: usize) -> Result<()> {
+        let bytes = (ROWS_AT_ONCE * n * 2) as u64;
+        let mut pairs = self.pairs();
+        if pairs.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
+            *pairs = Some(self.gpu().buffer("gate and up", bytes)?);
+        }
+        Ok(())
+    }
+}
+
+/// An address in a tensor.
+fn place(tensor: &Tensor, element: usize) -> Result<u64> {
+    Ok(tensor.buffer.cuda_address()? + (element * tensor.scalar.bytes()) as u64)
+}
+
+/// A launch's parameter.
+fn float(value: f32) -> u64 {
+    u64::from(value.to_bits())
+}
+
+/// The same runs for the kernels below.
+fn for_wgsl<'a>(runs: &[Run<'a, Cuda>]) -> Vec<Run<'a, Wgsl>> {
+    let run = |Run { tensor, elements, host_offset }: &Run<'a, Cuda>| Run {
+        tensor: *tensor,
+        elements: elements.clone(),
+        host_offset: *host_offset,
+    };
+    runs.iter().map(run).collect()
+}
+
+impl Kernels for Cuda {
+    type Tensor = Tensor;
+    type Matrix = Matrix;
+    type Recording = Mixed;
+    type Submitted = Submission;
+    type Download = Download;
+    /// Two queues take turns, and neither's clock knows the other's work: nothing is timed.
+    type Timing = ();
+
+    fn name(&self) -> &str {
+        self.wgsl.name()
+    }
+
+    fn products(&self) -> &'static str {
+        "cublaslt"
+    }
+
+    fn activation(&self) -> Scalar {
+        self.wgsl.activation()
+    }
+
+    fn row_tile(&self) -> usize {
+        self.wgsl.row_tile()
+    }
+
+    fn key_tile(&self) -> usize {
+        self.wgsl.key_tile()
+    }
+
+    fn rows_at_once(&self, _width: usize) -> usize {
+        ROWS_AT_ONCE
+    }
+
+    fn works_beside_host(&self) -> bool {
+        self.wgsl.works_beside_host()
+    }
+
+    fn decode_splits(&self) -> usize {
+        self.wgsl.decode_splits()
+    }
+
+    fn tensor(&self, label: &str, scalar: Scalar, len: usize) -> Result<Tensor> {
+        self.wgsl.tensor(label, scalar, len)
+    }
+
+    fn cache(&self, label: &str, scalar: Scalar, len: usize) -> Result<Tensor> {
+        self.wgsl.cache(label, scalar, len)
+    }
+
+    fn matrix_bytes(&self, source: &MatrixSource) -> u64 {
+        self.wgsl.matrix_bytes(source)
+    }
+
+    fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Matrix> {
+        let matrix = self.wgsl.matrix(label, source)?;
+        if product::suits(&matrix) {
+            self.n_suiting.fetch_add(1, Ordering::Relaxed);
+            if source.rows == RowOrder::Alternating {
+                self.make_room_for_pairs(matrix.rows())?;
+            }
+        }
+        Ok(matrix)
+    }
+
+    fn write(&self, to: &Tensor, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.wgsl.write(to, offset, bytes)
+    }
+
+    fn begin(&self) -> Mixed {
+        self.gpu().mixed()
+    }
+
+    fn begin_timed(&self) -> (Mixed, ()) {
+        (self.begin(), ())
+    }
+
+    fn embed(&self, rec: &mut Mixed, op: Embed<'_, Self>) -> Result<()> {
+        let Embed { ids, table, out, rows, scale } = op;
+        self.wgsl.embed(rec.gpu(), Embed { ids, table, out, rows, scale })
+    }
+
+    fn norm(&self, rec: &mut Mixed, op: Norm<'_, Self>) -> Result<()> {
+        let Norm { x, weight, bias, out, rows, width, eps, kind, add } = op;
+        let op = Norm { x, weight, bias, out, rows, width, eps, kind, add };
+        if self.stays(rec) && rows::suits_norm(&op) {
+            return rows::norm(self, rec, &op);
+        }
+        self.wgsl.norm(rec.gpu(), op)
+    }
+
+    fn product(&self, rec: &mut Mixed, op: Product<'_, Self>) -> Result<()> {
+        let Product { x, weight, bias, out, rows, out_row, epilogue, phase } = op;
+        let op = Product { x, weight, bias, out, rows, out_row, epilogue, phase };
+        if product::suits(weight) && product::suits_call(self, &op) {
+            return product::record(self, rec, &op);
+        }
+        self.wgsl.product(rec.gpu(), op)
+    }
+
+    fn rope_cache(&self, rec: &mut Mixed, op: RopeCache<'_, Self>) -> Result<()> {
+        let RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm } = op;
+        let norm = norm.map(|HeadNorm { q, k, eps }| HeadNorm { q, k, eps });
+        let op = RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm };
+        if self.stays(rec) && rows::suits_rope(&op) {
+            return rows::rope_cache(self, rec, &op);
+        }
+        self.wgsl.rope_cache(rec.gpu(), op)
+    }
+
+    fn attention(&self, rec: &mut Mixed, op: Attention<'_, Self>) -> Result<()> {
+        let Attention { qkv, k, v, out, rows, kv_heads, position, dense_keys, dims, scale, rules, bias } = op;
+        let op = Attention { qkv, k, v, out, rows, kv_heads, position, dense_keys, dims, scale, rules, bias };
+        if attention::suits(self, &op) {
+            return attention::record(self, rec, &op);
+        }
+        self.wgsl.attention(rec.gpu(), op)
+    }
+
+    fn attention_decode(&self, rec: &mut Mixed, op: AttentionDecode<'_, Self>) -> Result<()> {
+        let AttentionDecode { qkv, k, v, out, partial, position, dims, scale, rules, bias } = op;
+        let op = AttentionDecode { qkv, k, v, out, partial, position, dims, scale, rules, bias };
+        self.wgsl.attention_decode(rec.gpu(), op)
+    }
+
+    fn soft_cap(&self, rec: &mut Mixed, op: SoftCap<'_, Self>) -> Result<()> {
+        let SoftCap { x, len, cap } = op;
+        self.wgsl.soft_cap(rec.gpu(), SoftCap { x, len, cap })
+    }
+
+    fn arg_max(&self, rec: &mut Mixed, op: ArgMax<'_, Self>) -> Result<()> {
+        let ArgMax { x, row, width, out } = op;
+        self.wgsl.arg_max(rec.gpu(), ArgMax { x, row, width, out })
+    }
+
+    fn download(&self, rec: &mut Mixed, from: &Tensor, range: Range<usize>) -> Result<Download> {
+        self.wgsl.download(rec.gpu(), from, range)
+    }
+
+    fn submit(&self, rec: Mixed, wait: &Wait) -> Result<Submission> {
+        wait.cancel.check()?;
+        self.gpu().submit_mixed(rec)
+    }
+
+    fn wait(&self, point: &Submission, wait: &Wait) -> Result<()> {
+        self.wgsl.wait(point, wait)
+    }
+
+    fn collect(&self, download: Download, after: &Submission, wait: &Wait, read: &mut dyn FnMut(&[u8])) -> Result<()> {
+        self.wgsl.collect(download, after, wait, read)
+    }
+
+    fn parts(&self, (): (), _after: &Submission, _wait: &Wait) -> Result<Vec<Part>> {
+        Ok(Vec::new())
+    }
+
+    fn copies_beside(&self) -> bool {
+        self.wgsl.copies_beside()
+    }
+
+    fn copy_out(&self, runs: &[Run<'_, Self>], to: &mut HostMemory, wait: &Wait) -> Result<bool> {
+        self.wgsl.copy_out(&for_wgsl(runs), to, wait)
+    }
+
+    fn copy_in(&self, from: &HostMemory, runs: &[Run<'_, Self>], wait: &Wait) -> Result<bool> {
+        self.wgsl.copy_in(from, &for_wgsl(runs), wait)
+    }
+
+    fn has_peers(&self) -> bool {
+        self.peers
+    }
+
+    fn copy_to_peers(&self, runs: &[Run<'_, Self>], wait: &Wait) -> Result<Option<PeerMemory>> {
+        self.gpu().copy_to_peers(&self.wgsl.host_copies("copy_to_peers", &for_wgsl(runs))?, wait)
+    }
+
+    fn copy_from_peer(&self, from: &PeerMemory, runs: &[Run<'_, Self>], wait: &Wait) -> Result<bool> {
+        self.gpu().copy_from_peer(from, &self.wgsl.host_copies("copy_from_peer", &for_wgsl(runs))?, wait)
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.wgsl.free_memory()
+    }
+}
