@@ -82,6 +82,7 @@ struct Shared {
     context: usize,
     kv: KvDtype,
     take_back: usize,
+    max_share: usize,
     experiment: Experiment,
     cancel: Cancel,
     progress: OnProgress,

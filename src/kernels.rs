@@ -54,6 +54,10 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn rows_at_once(&self, width: usize) -> usize;
     /// Cache tensors hold a multiple of this many rows; so a tile of keys, which starts at a multiple of it, is never torn by the end of a ring.
     fn key_tile(&self) -> usize;
+    /// The largest tensor that can be made, in bytes.
+    fn max_tensor_bytes(&self) -> u64 {
+        u64::MAX
+    }
     /// Whether work goes on while the host prepares more, at no cost to the host: then it pays to submit what may turn out not to be wanted.
     fn works_beside_host(&self) -> bool;
     /// Number of key splits that [`AttentionDecode::partial`] must have room for.

@@ -45,6 +45,7 @@ pub struct EngineBuilder {
     link: Link,
     submission: Duration,
     take_back: usize,
+    max_share: usize,
     experiment: Experiment,
     pipelines: Option<PathBuf>,
     cancel: Cancel,
@@ -80,6 +81,7 @@ impl EngineBuilder {
             link: Link::default(),
             submission: SUBMISSION,
             take_back: TAKE_BACK,
+            max_share: usize::MAX,
             experiment: Experiment::default(),
             pipelines: None,
             cancel: Cancel::new(),
@@ -139,6 +141,14 @@ impl EngineBuilder {
     /// window.
     pub fn take_back(mut self, tokens: usize) -> Self {
         self.take_back = tokens;
+        self
+    }
+
+    /// Tokens that an adapter takes at a time at most (any number unless said here, as far as its tensors hold them). Longer prompts go in several
+    /// passes, one behind the other: that bounds the memory of activations, which grows with the longest share. No bit depends on it. A cut that
+    /// is [given](crate::engine::Split::Given) is not divided.
+    pub fn max_share(mut self, tokens: usize) -> Self {
+        self.max_share = tokens;
         self
     }
 
@@ -247,6 +257,7 @@ impl EngineBuilder {
             context,
             kv: self.kv,
             take_back: self.take_back,
+            max_share: self.max_share.max(GRANULE),
             experiment: self.experiment,
             cancel: self.cancel,
             progress: self.progress,

@@ -1,5 +1,7 @@
 //! What a prefill did, adapter by adapter.
 
+use std::time::Duration;
+
 use crate::runahead::chain::AdapterLog;
 use crate::runahead::node::Node;
 use crate::runahead::schedule::Schedule;
@@ -20,6 +22,26 @@ pub struct PrefillReport {
     pub run_ahead_layers: usize,
     /// What the caller should know: fewer adapters than named, and why.
     pub note: Option<String>,
+}
+
+impl PrefillReport {
+    /// Adds a pass that went behind this one.
+    pub(super) fn join(&mut self, later: Self) {
+        let ends = self.adapters.iter().filter_map(|a| a.log.spans.last());
+        let offset = ends.map(|span| span.end).max().unwrap_or_default();
+        self.partition.extend(later.partition);
+        self.run_ahead_layers = self.run_ahead_layers.max(later.run_ahead_layers);
+        self.note = self.note.take().or(later.note);
+        // Fewer adapters are the last ones.
+        let missing = later.adapters.len().saturating_sub(self.adapters.len());
+        let skip = self.adapters.len().saturating_sub(later.adapters.len());
+        let mut theirs = later.adapters;
+        let front: Vec<_> = theirs.drain(..missing).collect();
+        for (own, theirs) in self.adapters[skip..].iter_mut().zip(theirs) {
+            own.join(theirs, offset);
+        }
+        self.adapters.splice(0..0, front);
+    }
 }
 
 /// One adapter's part.
@@ -58,6 +80,14 @@ pub struct HandOff {
     pub gb_per_s: f64,
 }
 
+impl HandOff {
+    fn join(&mut self, later: Self) {
+        let time = |h: &Self| if h.gb_per_s > 0.0 { h.bytes as f64 / h.gb_per_s } else { 0.0 };
+        let (bytes, seconds) = (self.bytes + later.bytes, time(self) + time(&later));
+        *self = Self { to: self.to, bytes, gb_per_s: if seconds > 0.0 { bytes as f64 / seconds } else { 0.0 } };
+    }
+}
+
 /// What each reader took of `from`'s pieces, by the clocks of both.
 fn hand_offs(schedule: &Schedule, from: usize, logs: &[AdapterLog]) -> Vec<HandOff> {
     let sends = schedule.sends(from);
@@ -92,5 +122,21 @@ impl AdapterReport {
             handed_on: hand_offs(schedule, adapter, logs),
             log,
         }
+    }
+
+    /// Adds a pass that began `offset` after the first one.
+    fn join(&mut self, later: Self, offset: Duration) {
+        (self.start, self.end) = (self.start.min(later.start), self.end.max(later.end));
+        self.busy_ms += later.busy_ms;
+        self.wait_ms += later.wait_ms;
+        self.published_bytes += later.published_bytes;
+        self.fetched_bytes += later.fetched_bytes;
+        for handed in later.handed_on {
+            match self.handed_on.iter_mut().find(|own| own.to == handed.to) {
+                Some(own) => own.join(handed),
+                None => self.handed_on.push(handed),
+            }
+        }
+        self.log.join(later.log, offset);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use half::f16;
 
 use crate::cancel::{Cancel, Wait};
-use crate::dims::Piece;
+use crate::dims::{GRANULE, Piece};
 use crate::dtype::KvDtype;
 use crate::engine::{AdapterReport, Engine, Experiment, Generation, OnProgress, PrefillReport, Progress};
 use crate::error::{Error, Result};
@@ -313,16 +313,62 @@ impl Session {
             return Err(Error::ContextFull { needed, context: self.engine.context() });
         }
         self.cancel = self.parent.child();
+        let before = self.tokens.len();
         let tokens: Vec<u32> = self.tokens[self.len..].iter().chain(tokens).copied().collect();
-        let plan = self.plan(tokens.len(), options)?;
+        let done = self.passes(&tokens, options, rows_out);
+        if done.is_err() {
+            self.truncate(before);
+        }
+        done
+    }
+
+    /// Takes tokens through the model in as few passes as the adapters' tensors allow.
+    fn passes(&mut self, tokens: &[u32], options: &Options, rows_out: RowsOut) -> Result<(Outcome, PrefillReport)> {
+        let mut rest = tokens;
+        let mut done: Option<(Outcome, PrefillReport)> = None;
+        loop {
+            let (plan, n) = self.next_pass(rest.len(), options)?;
+            let (now, later) = rest.split_at(n);
+            let of_pass = if later.is_empty() || rows_out == RowsOut::All { rows_out } else { RowsOut::None };
+            let pass = self.pass(plan, now, of_pass, options.timed)?;
+            let joined = match done.take() {
+                Some((before, mut report)) => {
+                    report.join(pass.1);
+                    (Outcome { output: before.output.join(pass.0.output), ..pass.0 }, report)
+                }
+                None => pass,
+            };
+            if later.is_empty() {
+                return Ok(joined);
+            }
+            (rest, done) = (later, Some(joined));
+        }
+    }
+
+    /// What to do with the first of `len` tokens, and how many these are: all of them, or half as often as it takes.
+    fn next_pass(&self, len: usize, options: &Options) -> Result<(Plan, usize)> {
+        let mut n = len;
+        loop {
+            let plan = self.plan(n, options)?;
+            let nodes = &self.nodes[self.nodes.len() - plan.schedule.n_adapters()..];
+            let most = |node: &dyn Node| node.max_rows().min(self.engine.shared.max_share);
+            let fits = nodes.iter().enumerate().all(|(i, node)| plan.schedule.n_rows(i) <= most(&**node));
+            // Passes end between granules.
+            let half = ((self.len + n / 2) / GRANULE * GRANULE).saturating_sub(self.len);
+            if fits || half == 0 || matches!(options.split, Split::Given(_)) {
+                return Ok((plan, n));
+            }
+            n = half;
+        }
+    }
+
+    fn pass(&mut self, plan: Plan, tokens: &[u32], rows_out: RowsOut, timed: bool) -> Result<(Outcome, PrefillReport)> {
+        let needed = self.len + tokens.len();
         let retention = self.catch_up(&plan.schedule)?;
         self.make_room(&plan.schedule)?;
-        let outcome = self.run(&plan, &tokens, retention, rows_out, options.timed);
+        let outcome = self.run(&plan, tokens, retention, rows_out, timed);
         // Whether it came to its end or not, rings may have gone round.
         self.least_kept = self.least_kept.max(self.last().least_kept(needed)).max(plan.schedule.least_kept());
-        if outcome.is_err() {
-            self.truncate(self.tokens.len());
-        }
         let outcome = outcome?;
         self.tokens.truncate(self.len);
         self.tokens.extend(tokens);

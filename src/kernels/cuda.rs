@@ -171,6 +171,10 @@ impl Kernels for Cuda {
         ROWS_AT_ONCE
     }
 
+    fn max_tensor_bytes(&self) -> u64 {
+        self.wgsl.max_tensor_bytes()
+    }
+
     fn works_beside_host(&self) -> bool {
         self.wgsl.works_beside_host()
     }

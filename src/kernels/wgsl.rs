@@ -347,6 +347,10 @@ impl Kernels for Wgsl {
         usize::try_from(fit).unwrap_or(most).min(most) / tile * tile
     }
 
+    fn max_tensor_bytes(&self) -> u64 {
+        self.gpu.caps().max_binding_bytes
+    }
+
     fn works_beside_host(&self) -> bool {
         self.kind != GpuKind::Software
     }

@@ -51,6 +51,15 @@ pub struct AdapterLog {
 }
 
 impl AdapterLog {
+    /// Adds what was seen of a prefill that began `offset` after this one.
+    pub fn join(&mut self, later: Self, offset: Duration) {
+        let at = |time: Duration| time + offset;
+        self.spans.extend(later.spans.into_iter().map(|s| Span { start: at(s.start), end: at(s.end), ..s }));
+        self.events.extend(later.events.into_iter().map(|e| Event { start: at(e.start), end: at(e.end), ..e }));
+        self.published_bytes += later.published_bytes;
+        self.fetched_bytes += later.fetched_bytes;
+    }
+
     /// Time during which at least one submission was with the device.
     pub fn busy(&self) -> Duration {
         trace::on_device(&self.spans).map(|span| span.end - span.start).sum()

@@ -55,6 +55,9 @@ pub trait Node: Send + Sync {
     /// Bytes of the cache.
     fn cache_bytes(&self) -> u64;
 
+    /// Tokens of the longest share that [`Node::prepare`] can make room for, memory permitting.
+    fn max_rows(&self) -> usize;
+
     /// Allocates what a share of `rows` tokens needs, so that the run itself cannot fail for it. Comes before each run.
     ///
     /// # Errors
@@ -233,6 +236,10 @@ impl<K: Kernels> Node for DeviceNode<K> {
 
     fn cache_bytes(&self) -> u64 {
         self.bytes_of(self.cache.size())
+    }
+
+    fn max_rows(&self) -> usize {
+        self.model.max_rows()
     }
 
     fn prepare(&mut self, rows: usize) -> Result<()> {

@@ -60,6 +60,19 @@ pub enum Output {
     Logits(Vec<f32>),
 }
 
+impl Output {
+    /// This and what rows behind it gave: their logits behind these, or what they gave alone.
+    pub fn join(self, later: Self) -> Self {
+        match (self, later) {
+            (Output::Logits(mut logits), Output::Logits(later)) => {
+                logits.extend(later);
+                Output::Logits(logits)
+            }
+            (_, later) => later,
+        }
+    }
+}
+
 /// One adapter's part of a prefill.
 pub struct ShareJob<'a> {
     /// What everybody does.

@@ -159,6 +159,9 @@ impl Node for Broken {
     fn cache_bytes(&self) -> u64 {
         self.inner.cache_bytes()
     }
+    fn max_rows(&self) -> usize {
+        self.inner.max_rows()
+    }
     fn prepare(&mut self, rows: usize) -> Result<()> {
         self.inner.prepare(rows)
     }
@@ -347,4 +350,82 @@ fn early_adapters_are_in_later_layers() {
     assert!(ahead.count() >= 5, "{:#?}\n{:#?}", first.log.spans, second.log.spans);
     // And no barrier: the first adapter never waited for the second by more than the board's depth.
     assert!(first.log.spans.last().unwrap().end < second.log.spans.last().unwrap().end);
+}
+
+#[test]
+fn shares_that_are_too_long_go_in_passes_with_the_same_bits() {
+    use DeviceId::{Cpu, Gpu};
+    let ids = tokens(230, 12);
+    let chains: [(&str, &[DeviceId]); 5] = [
+        ("llama-gqa-tied", &[Gpu(0)]),
+        ("llama-gqa-tied", &[Gpu(0); 2]),
+        ("mistral-window", &[Gpu(0); 3]),
+        ("mistral-window", &[Cpu]),
+        ("gemma3", &[Cpu, Cpu]),
+    ];
+    for (family, devices) in chains {
+        let open = |most: usize| {
+            let builder = Engine::builder(reference(family)).unwrap().devices(devices.to_vec()).context(384);
+            builder.max_share(most).open().unwrap()
+        };
+        let (whole, parts) = (open(usize::MAX), open(40));
+        let n_layers = whole.config().n_layers;
+        let (mut one, mut other) = (whole.session().unwrap(), parts.session().unwrap());
+        // From nothing, and behind a past that ends within a granule.
+        for (turn_ids, past) in [(&ids[..131], 0), (&ids[131..], 131)] {
+            let results = [&mut one, &mut other].map(|session| turn(session, n_layers, turn_ids, &Options::default()));
+            assert!(results[0] == results[1], "{family} {devices:?} behind {past}");
+        }
+        let options = Options { max_tokens: 6, stop_at_end: false, ..Options::default() };
+        let answer = |session: &mut Session| {
+            session.clear();
+            let generation = session.generate(&ids, &options).unwrap();
+            let report = generation.report().clone();
+            (generation.map(|t| t.unwrap().id).collect::<Vec<_>>(), report)
+        };
+        let ((want, _), (got, report)) = (answer(&mut one), answer(&mut other));
+        assert_eq!(got, want, "{family} {devices:?}");
+        let shares = report.partition.len();
+        assert!(shares > devices.len() && report.partition.iter().all(|&n| n <= 40), "{:?}", report.partition);
+        assert_eq!(report.partition.iter().sum::<usize>(), 230);
+        let adapters = &report.adapters;
+        assert_eq!((adapters.len(), adapters[devices.len() - 1].end), (devices.len(), 230));
+        assert_eq!(adapters.iter().map(|a| a.start).min(), Some(0));
+        for adapter in adapters {
+            assert!(adapter.log.spans.is_sorted_by_key(|span| span.end), "{family} {devices:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cancel_between_passes_leaves_the_conversation_as_it_was() {
+    let cancel = Cancel::new();
+    let of_second_pass = cancel.clone();
+    let builder = Engine::builder(reference("mistral-window")).unwrap().devices([DeviceId::Cpu]).context(384);
+    let seen = std::sync::atomic::AtomicU64::new(0);
+    let engine = builder
+        .max_share(48)
+        .on_progress(move |progress| {
+            // The first pass of the second turn ends with a report of all its work.
+            if let runahead::engine::Progress::Prefill { done, total, .. } = progress
+                && done == total
+                && seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1
+            {
+                of_second_pass.cancel();
+            }
+        })
+        .open()
+        .unwrap();
+    let ids = tokens(200, 13);
+    let mut session = engine.session().unwrap();
+    session.logits(&ids[..40], &Options::default()).unwrap();
+    session.end_with(Some(&cancel));
+    let error = session.logits(&ids[40..], &Options::default()).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert_eq!(session.tokens(), &ids[..40]);
+    session.end_with(None);
+    let again = session.logits(&ids[40..], &Options::default()).unwrap();
+    let mut fresh = engine.session().unwrap();
+    let want = fresh.logits(&ids, &Options::default()).unwrap();
+    assert_eq!(again[..], want[40 * engine.config().vocab..]);
 }
