@@ -30,6 +30,7 @@ pub mod dims;
 pub mod dtype;
 pub mod error;
 
+pub mod new_file;
 pub mod sampler;
 pub mod template;
 pub mod tokenizer;

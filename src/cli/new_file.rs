@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use runahead::new_file;
+
 use super::failure::Failure;
 
 /// A file that appears under its name only when it is whole.
 pub struct NewFile {
     path: PathBuf,
-    partial: PathBuf,
 }
 
 impl NewFile {
@@ -16,15 +17,13 @@ impl NewFile {
     /// # Errors
     /// What the system says.
     pub fn begin(path: &Path) -> Result<Self, Failure> {
-        let name = match path.file_name() {
-            Some(name) if !path.is_dir() => name.to_string_lossy().into_owned(),
-            _ => return Err(Failure::io(path, std::io::ErrorKind::IsADirectory.into())),
-        };
-        // In the same folder: a rename does not cross file systems.
-        let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
+        if path.is_dir() {
+            return Err(Failure::io(path, std::io::ErrorKind::IsADirectory.into()));
+        }
+        let partial = new_file::partial_path(path)?;
         let made = std::fs::File::create_new(&partial).and_then(|_| std::fs::remove_file(&partial));
         made.map_err(|e| Failure::io(path, e))?;
-        Ok(Self { path: path.to_owned(), partial })
+        Ok(Self { path: path.to_owned() })
     }
 
     /// As [`NewFile::begin`] for a file that may not have been asked for.
@@ -40,13 +39,7 @@ impl NewFile {
     /// # Errors
     /// `write`'s, or what the system says.
     pub fn finish(self, write: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
-        let written = write(&self.partial)
-            .and_then(|()| std::fs::rename(&self.partial, &self.path).map_err(|e| Failure::io(&self.path, e)));
-        if written.is_err() {
-            // A full disk should not stay full; where nothing was made there is nothing to remove.
-            let _ = std::fs::remove_file(&self.partial);
-        }
-        written
+        new_file::replace(&self.path, write)
     }
 
     /// Fills the file with a text.

@@ -22,6 +22,7 @@ use crate::dims::Piece;
 use crate::dtype::KvDtype;
 use crate::engine::{Engine, Session};
 use crate::error::{Error, Result};
+use crate::new_file;
 
 mod checksum;
 mod header;
@@ -60,16 +61,7 @@ impl Session {
     /// [`Error::Io`], a cancel, an adapter's failure; the old file stays.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let name = path.file_name().ok_or_else(|| Error::io(path, std::io::ErrorKind::IsADirectory.into()))?;
-        // In the same folder: a rename does not cross file systems.
-        let partial = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let written =
-            self.write_to(&partial).and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::io(path, e)));
-        if written.is_err() {
-            // A full disk should not stay full; where nothing was made there is nothing to remove.
-            let _ = std::fs::remove_file(&partial);
-        }
-        written
+        new_file::replace(path, |partial| self.write_to(partial))
     }
 
     /// Takes over a saved conversation; the one so far is forgotten.

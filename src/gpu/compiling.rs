@@ -4,8 +4,9 @@
 //! to the next one; the submission that needs them waits.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -89,17 +90,17 @@ impl Drop for DiskCache {
     }
 }
 
-/// Through a file of its own, so that whoever reads sees the old or the new one.
+/// Through a file of its own, so that whoever reads sees the old or the new one. (This layer knows no other's way to do that.)
 fn write(path: &Path, data: &[u8]) -> std::io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let unique = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let partial = path.with_extension(unique);
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let mut file = checksum(data).to_le_bytes().to_vec();
-    file.extend_from_slice(data);
-    let written = fs::write(&partial, file).and_then(|()| fs::rename(&partial, path));
+    let mut bytes = checksum(data).to_le_bytes().to_vec();
+    bytes.extend_from_slice(data);
+    let partial = path.with_extension(std::process::id().to_string());
+    // Two devices of one kind that end at the same time must not write into one file: the second leaves it to the first.
+    let mut file = fs::File::create_new(&partial)?;
+    let written = file.write_all(&bytes).and_then(|()| fs::rename(&partial, path));
     if written.is_err() {
         let _ = fs::remove_file(&partial);
     }
@@ -126,18 +127,24 @@ pub(super) fn cache_path(folder: &Path, adapter: &wgpu::AdapterInfo) -> Option<P
     wgpu::util::pipeline_cache_key(adapter).map(|key| folder.join(format!("{key}.bin")))
 }
 
+/// Runs `f`, and gives the first error that the device had with it.
+pub(super) fn watched<T>(device: &wgpu::Device, f: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let value = f();
+    let errors = [internal, memory, validation].map(|scope| pollster::block_on(scope.pop()));
+    (value, errors.into_iter().flatten().next())
+}
+
 /// What a compiler thread does: asks the driver, and takes what it says.
 pub(super) fn compile(
     device: &wgpu::Device,
     cache: Option<&Arc<DiskCache>>,
     make: impl FnOnce(Option<&wgpu::PipelineCache>) -> wgpu::ComputePipeline,
 ) -> Made {
-    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-    let pipeline = make(cache.map(|cache| cache.raw()));
-    let errors = [internal, memory, validation].map(|scope| pollster::block_on(scope.pop()));
-    match errors.into_iter().flatten().next() {
+    let (pipeline, error) = watched(device, || make(cache.map(|cache| cache.raw())));
+    match error {
         None => {
             if let Some(cache) = cache {
                 cache.grow();

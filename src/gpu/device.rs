@@ -410,14 +410,10 @@ impl Gpu {
     /// Runs `f` and gives the error that the device reported meanwhile, if any; `what` and `needed_bytes` are for [`Error::Memory`]. Error scopes
     /// are the thread's own.
     fn scoped<T>(&self, what: &str, needed_bytes: u64, f: impl FnOnce() -> T) -> Result<T> {
-        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let value = f();
-        let errors = [internal, memory, validation].map(|scope| pollster::block_on(scope.pop()));
+        let (value, error) = compiling::watched(&self.device, f);
         // A lost device reports nothing to the scopes, and what it gives back is of no use.
         self.health.check_lost()?;
-        match errors.into_iter().flatten().next() {
+        match error {
             None => Ok(value),
             Some(wgpu::Error::OutOfMemory { .. }) => {
                 Err(self.memory(what, needed_bytes, native::free_memory(&self.device).unwrap_or(0)))

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dates::Date;
 use crate::error::{Error, Result};
+use crate::new_file;
 use crate::runahead::cost::CostModel;
 use crate::runahead::partition::{Split, n_granules, weighted};
 
@@ -162,14 +163,10 @@ impl Table {
         let path = self.fingerprint.file(folder);
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::bad_file(&path, e.to_string()))?;
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let temporary = path.with_extension(format!("json.{}", std::process::id()));
-        let written = std::fs::File::create(&temporary)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&temporary, &path));
-        written.map_err(|e| {
-            // What was written is of no use; that it cannot be removed either changes nothing.
-            let _ = std::fs::remove_file(&temporary);
-            Error::io(&path, e)
+        new_file::replace(&path, |partial| {
+            let written = std::fs::File::create(partial)
+                .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+            written.map_err(|e| Error::io(&path, e))
         })?;
         Ok(path)
     }

@@ -241,11 +241,20 @@ fn a_step_begun_ahead_is_used_or_forgotten() {
 }
 
 fn run_with(nodes: &mut [&mut dyn Node], lengths: &[usize], cancel: &Cancel) -> Result<chain::Outcome> {
-    let schedule = Schedule::runahead(0, lengths, 2);
+    run_schedule(nodes, &Schedule::runahead(0, lengths, 2), RowsOut::Last(Want::Token), cancel)
+}
+
+/// Runs a schedule of a model of two layers, nothing in the cache before.
+pub fn run_schedule(
+    nodes: &mut [&mut dyn Node],
+    schedule: &Schedule,
+    rows_out: RowsOut,
+    cancel: &Cancel,
+) -> Result<chain::Outcome> {
     let ids = tokens(schedule.n_tokens(), 10);
     let request = Request {
         tokens: &ids,
-        rows_out: RowsOut::Last(Want::Token),
+        rows_out,
         retention: Retention::Transit,
         record: Record::new(2),
         pool: HostPool::default(),
@@ -254,7 +263,7 @@ fn run_with(nodes: &mut [&mut dyn Node], lengths: &[usize], cancel: &Cancel) -> 
         cancel,
         progress: &|_, _, _| {},
     };
-    chain::prefill(nodes, &schedule, request)
+    chain::prefill(nodes, schedule, request)
 }
 
 #[test]

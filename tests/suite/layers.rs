@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Modules of each layer, the lowest first. A new top-level module has to be given its place here.
 const LAYERS: [&[&str]; 8] = [
     &["dtype", "dims", "dates", "config", "error", "cancel"],
-    &["weights", "tokenizer", "template", "sampler"],
+    &["weights", "tokenizer", "template", "sampler", "new_file"],
     &["gpu"],
     &["kernels"],
     &["model"],

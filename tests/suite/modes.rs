@@ -6,18 +6,15 @@ use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, Engine, Experiment, Lane, Mode, Noise, Options, PrefillReport, Session};
 use runahead::error::Error;
-use runahead::runahead::board::{Record, Retention};
-use runahead::runahead::chain::{self, Request};
 use runahead::runahead::cost::{AdapterCost, CostModel, Curve};
 use runahead::runahead::node::Node;
 use runahead::runahead::partition::Split;
-use runahead::runahead::pool::HostPool;
 use runahead::runahead::schedule::{Mask, Schedule};
 use runahead::runahead::simulate::simulate;
 use runahead::runahead::trace::{self, What};
 use runahead::runahead::worker::{Output, RowsOut, Want};
 
-use super::chain::{cpu_node, reference, tokens};
+use super::chain::{cpu_node, reference, run_schedule, tokens};
 
 const CHAINS: [Mode; 5] = [Mode::Runahead, Mode::Relay, Mode::Tsp, Mode::TspCausal, Mode::Zigzag];
 
@@ -92,19 +89,7 @@ fn run(schedule: &Schedule) -> (u32, Vec<(u64, u64)>) {
     let n = schedule.n_adapters();
     let mut nodes: Vec<Box<dyn Node>> = (0..n).map(|_| cpu_node(runahead::model::Slots::All)).collect();
     let mut nodes: Vec<&mut dyn Node> = nodes.iter_mut().map(|n| &mut **n as &mut dyn Node).collect();
-    let ids = tokens(schedule.n_tokens(), 10);
-    let request = Request {
-        tokens: &ids,
-        rows_out: RowsOut::Last(Want::Token),
-        retention: Retention::Transit,
-        record: Record::new(2),
-        pool: HostPool::default(),
-        experiment: Experiment::default(),
-        timed: false,
-        cancel: &Cancel::new(),
-        progress: &|_, _, _| {},
-    };
-    let outcome = chain::prefill(&mut nodes, schedule, request).unwrap();
+    let outcome = run_schedule(&mut nodes, schedule, RowsOut::Last(Want::Token), &Cancel::new()).unwrap();
     let Output::Token(token) = outcome.output else { panic!("no token") };
     (token, outcome.adapters.iter().map(|a| (a.published_bytes, a.fetched_bytes)).collect())
 }

@@ -8,14 +8,12 @@ use runahead::dtype::Dtype;
 use runahead::engine::{CalibrateOptions, DeviceId, Engine, EngineBuilder, Event, Mode, Options, Progress, Session};
 use runahead::error::Error;
 use runahead::model::Slots;
-use runahead::runahead::board::{Record, Retention};
-use runahead::runahead::chain::{self, Request};
 use runahead::runahead::node::Node;
 use runahead::runahead::schedule::Schedule;
 use runahead::runahead::trace::{self, What};
 use runahead::runahead::worker::{Output, RowsOut};
 
-use super::chain::{cpu_node_with, reference, tokens};
+use super::chain::{cpu_node_with, reference, run_schedule, tokens};
 use DeviceId::Gpu;
 
 /// Nothing is as short: every operation is cut into its least parts.
@@ -91,18 +89,7 @@ fn the_cpu_adapter_gives_the_same_bits_too() {
             [Slots::Ring, Slots::All].into_iter().map(|slots| cpu_node_with(slots, limit)).collect();
         let mut nodes: Vec<&mut dyn Node> = nodes.iter_mut().map(|n| &mut **n as &mut dyn Node).collect();
         let schedule = Schedule::runahead(0, &[80, 70], 2);
-        let request = Request {
-            tokens: &tokens(150, 3),
-            rows_out: RowsOut::All,
-            retention: Retention::Transit,
-            record: Record::new(2),
-            pool: Default::default(),
-            experiment: Default::default(),
-            cancel: &Cancel::new(),
-            timed: false,
-            progress: &|_, _, _| {},
-        };
-        let outcome = chain::prefill(&mut nodes, &schedule, request).unwrap();
+        let outcome = run_schedule(&mut nodes, &schedule, RowsOut::All, &Cancel::new()).unwrap();
         let Output::Logits(logits) = outcome.output else { panic!("no logits") };
         let n_spans = outcome.adapters.iter().map(|a| a.spans.len()).sum::<usize>();
         (logits.into_iter().map(f32::to_bits).collect::<Vec<_>>(), n_spans)
