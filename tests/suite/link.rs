@@ -8,7 +8,7 @@ use runahead::config::ModelConfig;
 use runahead::config::shapes::shape;
 use runahead::dims::Piece;
 use runahead::dtype::{Dtype, KvDtype};
-use runahead::engine::{DeviceId, Engine, Link, Mode, Options, Progress, Session};
+use runahead::engine::{DeviceId, Engine, Gemm, Link, Mode, Options, Progress, Session};
 use runahead::error::Error;
 use runahead::gpu::{self, HostMemory, Opening};
 use runahead::kernels::cpu::Cpu;
@@ -189,7 +189,7 @@ fn a_device_that_takes_no_tensor_of_ours_says_so() {
 
 fn engine(devices: &[DeviceId], link: Link) -> Engine {
     let builder = Engine::synthetic(config(), Dtype::F16, 1).unwrap().devices(devices.to_vec()).context(384);
-    builder.link(link).open().unwrap()
+    builder.gemm(Gemm::Wgsl).link(link).open().unwrap()
 }
 
 /// Bits of a turn's logits behind an earlier one, and of the last adapter's cache.

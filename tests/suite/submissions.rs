@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use runahead::cancel::Cancel;
 use runahead::config::shapes;
 use runahead::dtype::Dtype;
-use runahead::engine::{CalibrateOptions, DeviceId, Engine, EngineBuilder, Event, Mode, Options, Progress, Session};
+use runahead::engine::{CalibrateOptions, DeviceId, Engine, EngineBuilder, Event, Gemm, Mode, Options, Progress, Session};
 use runahead::error::Error;
 use runahead::model::Slots;
 use runahead::runahead::node::Node;
@@ -23,7 +23,7 @@ const ENDLESS: Duration = Duration::from_secs(3600);
 
 fn engine(family: &str, devices: &[DeviceId], limit: Duration) -> Engine {
     let builder = Engine::builder(reference(family)).unwrap().devices(devices.to_vec()).context(512);
-    builder.submission(limit).open().unwrap()
+    builder.gemm(Gemm::Wgsl).submission(limit).open().unwrap()
 }
 
 fn options(mode: Mode) -> Options {
@@ -63,7 +63,7 @@ fn no_bit_depends_on_it_at_sizes_that_matrix_units_take() {
         config.n_layers = 2;
         config.layers.truncate(2);
         let builder = Engine::synthetic(config, Dtype::F16, 0).unwrap().devices(devices.to_vec()).context(512);
-        turns(&mut builder.submission(limit).open().unwrap().session().unwrap(), Mode::Runahead)
+        turns(&mut builder.gemm(Gemm::Wgsl).submission(limit).open().unwrap().session().unwrap(), Mode::Runahead)
     };
     let want = run(&[Gpu(0)], ENDLESS);
     assert!(run(&[Gpu(0)], LEAST) == want && run(&[Gpu(0); 2], LEAST) == want);

@@ -60,14 +60,16 @@ impl Gpu {
         let bytes = parts.iter().map(|part| part.host_offset.saturating_add(part.bytes)).max().unwrap_or(0);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let failed = |reason: String| self.owner.error(reason);
-        let memory = match side.idle.take(bytes) {
-            Some(memory) => memory,
-            None => match Memory::allocate(&side.context, bytes).map_err(failed)? {
-                Some(memory) => memory,
+        // A piece of which a window's readers take no row: CUDA refuses memory of no bytes.
+        let memory = match (bytes > 0).then(|| side.idle.take(bytes)) {
+            None => None,
+            Some(Some(memory)) => Some(memory),
+            Some(None) => match Memory::allocate(&side.context, bytes).map_err(failed)? {
+                Some(memory) => Some(memory),
                 None => return Ok(None),
             },
         };
-        let memory = PeerMemory { memory: Some(memory), home: side.idle.clone() };
+        let memory = PeerMemory { memory, home: side.idle.clone() };
         self.copy(&side.outward, parts, &memory, true, wait)?;
         Ok(Some(memory))
     }
@@ -83,14 +85,15 @@ impl Gpu {
 
     fn copy(&self, stream: &Stream, parts: &[HostCopy<'_>], peer: &PeerMemory, out: bool, wait: &Wait) -> Result<()> {
         let failed = |reason: String| self.owner.error(reason);
-        let Some(memory) = &peer.memory else { return Ok(()) };
+        let has = peer.memory.as_ref().map_or(0, Memory::bytes);
         for part in parts {
             part.buffer.has(&self.owner, part.offset, part.bytes)?;
-            if part.host_offset.saturating_add(part.bytes) > memory.bytes() as u64 {
-                let (n, at, has) = (part.bytes, part.host_offset, memory.bytes());
+            if part.host_offset.saturating_add(part.bytes) > has as u64 {
+                let (n, at) = (part.bytes, part.host_offset);
                 return Err(failed(format!("{n} bytes at {at} are not inside memory of {has} bytes")));
             }
         }
+        let Some(memory) = &peer.memory else { return Ok(()) };
         let start = || -> std::result::Result<(), String> {
             for part in parts.iter().filter(|part| part.bytes > 0) {
                 let buffer = part.buffer.imported().ok_or("CUDA: a buffer that it does not see")?;
