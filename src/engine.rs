@@ -12,6 +12,7 @@ use crate::dtype::KvDtype;
 use crate::error::{Error, Result};
 use crate::model::Slots;
 use crate::runahead::node::{Adapter, Node};
+use crate::runahead::turn::Turn;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelFiles;
@@ -84,6 +85,8 @@ struct Shared {
     take_back: usize,
     max_share: usize,
     experiment: Experiment,
+    /// For each adapter.
+    turns: Vec<Option<Arc<Turn>>>,
     cancel: Cancel,
     progress: OnProgress,
 }

@@ -21,4 +21,5 @@ pub mod search;
 pub mod simulate;
 pub mod table;
 pub mod trace;
+pub mod turn;
 pub mod worker;

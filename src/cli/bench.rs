@@ -171,7 +171,7 @@ impl Bench<'_> {
                 let pieces = mode.n_pieces(n);
                 let others = of_mode.filter(|(length, lengths)| *length != prompt && lengths.len() == pieces);
                 let others: Vec<&[usize]> = others.map(|(_, lengths)| &lengths[..]).collect();
-                match predict(&others, depth, *prompt) {
+                match predict(&others, &self.setup.chain_costs()?, depth, *prompt) {
                     Some(lengths) => Ok(Split::Given(lengths)),
                     None => Ok(Split::Given(self.setup.lengths(mode, &Cut::Predicted, n, at)?)),
                 }

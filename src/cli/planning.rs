@@ -224,14 +224,23 @@ impl Setup {
     }
 
     /// What a chain of these adapters, by number, costs. Logical adapters of one device take turns on it: while all have work, each waits for what
-    /// the others put in, and one that an experiment makes slower puts in less.
+    /// the others put in, and one that an experiment makes slower puts in less, and does so while it would stand still.
     fn costs_of(&self, order: &[usize]) -> Result<CostModel, Error> {
         let mut costs = self.costs.pick(order);
         for (cost, &i) in costs.adapters.iter_mut().zip(order) {
             let twins = order.iter().filter(|&&j| j != i && self.ids[j] == self.ids[i]);
-            *cost = cost.slower(1.0 + twins.map(|&j| 1.0 / self.experiment.slowdown(j)).sum::<f64>())?;
+            let crowd = 1.0 + twins.map(|&j| 1.0 / self.experiment.slowdown(j)).sum::<f64>();
+            *cost = cost.slower((crowd / self.experiment.slowdown(i)).max(1.0))?;
         }
         Ok(costs)
+    }
+
+    /// What a chain of all the adapters costs.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for costs beyond all numbers.
+    pub fn chain_costs(&self) -> Result<CostModel, Error> {
+        self.costs_of(&(0..self.ids.len()).collect::<Vec<_>>())
     }
 
     /// What is expected of a schedule on these adapters, by number.
@@ -317,8 +326,7 @@ impl Setup {
         match cut {
             Cut::Fixed(split) => Ok(split.lengths(past, len, mode.n_pieces(n_adapters))?),
             Cut::Searched => {
-                let costs = self.costs_of(&(0..self.ids.len()).collect::<Vec<_>>())?;
-                Ok(search_simulated(mode, &costs, past, len, self.outline.config.n_layers)?.lengths)
+                Ok(search_simulated(mode, &self.chain_costs()?, past, len, self.outline.config.n_layers)?.lengths)
             }
             Cut::Predicted => {
                 let predicted = self.table.as_ref().and_then(|table| table.predict(past, len));

@@ -19,6 +19,7 @@ use crate::kernels::wgsl::Wgsl;
 use crate::model::memory::TAKE_BACK;
 use crate::model::{LoadOptions, Model};
 use crate::runahead::node::{Adapter, Loaded};
+use crate::runahead::turn::Turn;
 use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelFiles;
@@ -258,6 +259,7 @@ impl EngineBuilder {
             kv: self.kv,
             take_back: self.take_back,
             max_share: self.max_share.max(GRANULE),
+            turns: Turn::of(&ids, &self.experiment),
             experiment: self.experiment,
             cancel: self.cancel,
             progress: self.progress,

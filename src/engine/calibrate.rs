@@ -146,22 +146,36 @@ impl Bench<'_> {
         progress: &mut dyn FnMut(CalibrateStep<'_>),
     ) -> Result<AdapterCost> {
         let name = self.engine.shared.adapters[adapter].name();
+        let mut tell = |sample: &Sample| {
+            progress(CalibrateStep::Timed { adapter: name, prefix: sample.prefix, tokens: sample.tokens });
+        };
         let mut session = self.engine.session_on(adapter)?;
         self.warm_up(&mut session, longest)?;
-        let mut samples = Vec::new();
+        // First all of it by the device's clock, which tells attention from products and costs the rest; then as it is, in turns that lie apart: what
+        // is slow for a second (the first seconds of a process on an H200 were, for short chunks by half) is not all that is known of a length.
+        let mut timed = Vec::new();
         let doubling = std::iter::successors(Some(GRANULE), |n| Some(n * 2)).take_while(|&n| n < longest);
         for tokens in doubling.chain([longest]) {
             let started = Instant::now();
             let behind = CHUNKS.into_iter().filter(|&c| c < longest);
             let chunks: Vec<usize> = [tokens].into_iter().chain(behind).collect();
-            for sample in self.sequence(&mut session, &chunks)? {
-                progress(CalibrateStep::Timed { adapter: name, prefix: sample.prefix, tokens: sample.tokens });
-                samples.push(sample);
-            }
-            if tokens >= SHORT_CHUNK && started.elapsed().as_secs_f64() > LONG_CHUNK_S * self.repetitions as f64 {
+            let samples = self.sequence(&mut session, &chunks, true, &mut tell)?;
+            timed.push((chunks, samples));
+            if tokens >= SHORT_CHUNK && started.elapsed().as_secs_f64() > LONG_CHUNK_S {
                 break;
             }
         }
+        let mut runs = vec![Vec::new(); timed.len()];
+        for _ in 0..self.repetitions {
+            for (run, (chunks, _)) in runs.iter_mut().zip(&timed) {
+                run.push(self.sequence(&mut session, chunks, false, &mut tell)?);
+            }
+        }
+        let by_length = timed.iter().zip(&runs);
+        let samples = by_length.flat_map(|((_, timed), runs)| {
+            timed.iter().enumerate().map(|(i, timed)| joined(timed, runs.iter().filter_map(move |run| run.get(i))))
+        });
+        let samples = samples.collect();
         let (down, up) = self.lanes(&mut session)?;
         let decode_s = self.decode(&mut session)?;
         Fit { name: name.to_owned(), samples, decode_s: Some(decode_s), down, up, queue: None }.costs()
@@ -180,32 +194,24 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Chunks behind one another, as far as the context holds them; each chunk's median of all runs. One run more is timed by the device's clock, which
-    /// tells attention from products and costs the others nothing.
-    fn sequence(&self, session: &mut Session, chunks: &[usize]) -> Result<Vec<Sample>> {
-        let mut runs: Vec<Vec<Sample>> = vec![Vec::new(); chunks.len()];
-        let mut timed: Vec<Option<Sample>> = vec![None; chunks.len()];
-        for i in 0..=self.repetitions {
-            session.clear();
-            for ((run, timed), &tokens) in runs.iter_mut().zip(&mut timed).zip(chunks) {
-                if session.n_tokens() + tokens > self.engine.context() {
-                    continue;
-                }
-                match i == self.repetitions {
-                    true => *timed = Some(self.chunk(session, tokens, true)?),
-                    false => run.push(self.chunk(session, tokens, false)?),
-                }
+    /// Times chunks behind one another, as far as the context holds them.
+    fn sequence(
+        &self,
+        session: &mut Session,
+        chunks: &[usize],
+        timed: bool,
+        tell: &mut dyn FnMut(&Sample),
+    ) -> Result<Vec<Sample>> {
+        session.clear();
+        let mut samples = Vec::with_capacity(chunks.len());
+        for &tokens in chunks {
+            if session.n_tokens() + tokens <= self.engine.context() {
+                let sample = self.chunk(session, tokens, timed)?;
+                tell(&sample);
+                samples.push(sample);
             }
         }
-        let median_of = |run: &Vec<Sample>, of: fn(&Sample) -> f64| median(run.iter().map(of).collect());
-        let sample = |(run, timed): (&Vec<Sample>, &Option<Sample>)| {
-            let layer_s = median_of(run, |s| s.layer_s);
-            let by_device = timed.filter(|s| s.attention_s.is_some());
-            let qkv_s = by_device.map_or_else(|| median_of(run, |s| s.qkv_s), |s| s.qkv_s.min(layer_s));
-            let attention_s = by_device.and_then(|s| s.attention_s);
-            Sample { qkv_s, layer_s, attention_s, tail_s: median_of(run, |s| s.tail_s), ..run[0] }
-        };
-        Ok(runs.iter().zip(&timed).filter(|(run, _)| !run.is_empty()).map(sample).collect())
+        Ok(samples)
     }
 
     /// Times one chunk. Stage 0 is the first half of a layer, the last one ends with the token; those between are whole layers.
@@ -349,6 +355,17 @@ impl Session {
         }
         Ok(started.elapsed().as_secs_f64())
     }
+}
+
+/// One chunk's medians of all runs; what its timed run tells of the parts of a layer counts where the device has a clock.
+fn joined<'a>(timed: &Sample, runs: impl Iterator<Item = &'a Sample> + Clone) -> Sample {
+    let median_of = |of: fn(&Sample) -> f64| median(runs.clone().map(of).collect());
+    let layer_s = median_of(|s| s.layer_s);
+    let qkv_s = match timed.attention_s {
+        Some(_) => timed.qkv_s.min(layer_s),
+        None => median_of(|s| s.qkv_s),
+    };
+    Sample { qkv_s, layer_s, tail_s: median_of(|s| s.tail_s), ..*timed }
 }
 
 /// The middle value; of an even number of them the upper one; 0 of none.

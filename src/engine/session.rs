@@ -436,6 +436,7 @@ impl Session {
             record: self.record.clone(),
             pool: self.pool.clone(),
             experiment,
+            turns: self.engine.shared.turns[skip..].to_vec(),
             timed,
             cancel: &self.cancel,
             progress: &progress,

@@ -1,5 +1,6 @@
 //! The chain: one thread per adapter of a schedule, started together, and one answer.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cancel::{Cancel, Wait};
@@ -13,6 +14,7 @@ use crate::runahead::node::Node;
 use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
 use crate::runahead::trace::{self, Event};
+use crate::runahead::turn::Turn;
 use crate::runahead::worker::{Output, RowsOut, ShareJob, ShareLog};
 
 /// What a prefill is asked for beside the schedule.
@@ -29,6 +31,8 @@ pub struct Request<'a> {
     pub pool: HostPool,
     /// What slows this run down on purpose, for the adapters of the schedule.
     pub experiment: Experiment,
+    /// For each adapter of the schedule, see [`Turn::of`].
+    pub turns: Vec<Option<Arc<Turn>>>,
     /// Whether devices write down when they worked on what: see [`What`](trace::What). Costs a little.
     pub timed: bool,
     /// Ends the prefill early.
@@ -122,6 +126,7 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
             .map(|(me, (node, arrivals))| {
                 let node: &dyn Node = &**node;
                 let (stop, board, experiment) = (&stop, &board, &request.experiment);
+                let turn = request.turns.get(me).and_then(Option::as_deref);
                 let last = me + 1 == schedule.n_adapters();
                 let rows_out = if last || request.rows_out == RowsOut::All { request.rows_out } else { RowsOut::None };
                 let total = (schedule.n_rows(me) * schedule.layers.len()) as u64;
@@ -138,6 +143,7 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
                         board,
                         arrivals,
                         experiment,
+                        turn,
                         timed: request.timed,
                         wait: Wait::new(stop),
                         started,

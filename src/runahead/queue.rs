@@ -115,21 +115,31 @@ impl<'a, K: Kernels> Queue<'a, K> {
             self.in_flight.pop_front();
         }
         let submitted_at = Instant::now();
+        let turn = self.job.turn.map(|turn| turn.take(wait)).transpose()?;
+        let began = Instant::now();
         let point = self.kernels.submit(rec, wait)?;
         let queued_at = Instant::now();
-        let slowdown = self.job.experiment.slowdown(self.job.me);
-        if slowdown > 1.0 {
+        if turn.is_some() {
             // In lock step: what the device did during the pause would not be slowed down.
             self.kernels.wait(&point, wait)?;
-            let start = self.job.started.elapsed();
-            let worked = start.saturating_sub(submitted_at.duration_since(self.job.started));
-            wait.sleep(worked.mul_f64(slowdown - 1.0))?;
-            let end = self.job.started.elapsed();
-            self.pauses.push(Event { what: What::Pause, layer: stage, piece: None, bytes: 0, start, end });
+            drop(turn);
+            self.pause(submitted_at, began.elapsed())?;
         }
         self.in_flight.push_back(expected_s);
         let flight = Flight { stage, ends_stage, submitted_at, queued_at, work, point: point.clone(), timing, exports };
         if wait.send(&self.flights, flight, "the device")? { Ok(point) } else { Err(Error::Cancelled) }
+    }
+
+    /// Stands still until a slowed device would have done what took so long here. It would not have waited for its turn.
+    fn pause(&mut self, submitted_at: Instant, worked: Duration) -> Result<()> {
+        let slowdown = self.job.experiment.slowdown(self.job.me);
+        if slowdown > 1.0 {
+            let start = self.job.started.elapsed();
+            self.job.wait.sleep(worked.mul_f64(slowdown).saturating_sub(submitted_at.elapsed()))?;
+            let end = self.job.started.elapsed();
+            self.pauses.push(Event { what: What::Pause, layer: self.stage, piece: None, bytes: 0, start, end });
+        }
+        Ok(())
     }
 }
 

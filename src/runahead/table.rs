@@ -1,6 +1,7 @@
 //! Searched partitions by context length, and the costs beside them (KVR-P): kept in a file, and good only for the set-up that they were made on.
 //!
-//! Between two lengths the shares of the adapters are interpolated; outside, the nearest length's are taken. A file is named after the place
+//! Between two lengths the shares of the adapters are interpolated; outside, the nearest length's are taken and moved as far as the costs say that
+//! the balance moves between the two. A file is named after the place
 //! (machine, adapters, model) and carries the whole [`Fingerprint`], so that a table made with another driver is found and refused with that reason.
 
 use std::io::Write;
@@ -13,9 +14,12 @@ use crate::error::{Error, Result};
 use crate::new_file;
 use crate::runahead::cost::CostModel;
 use crate::runahead::partition::{Split, n_granules, weighted};
+use crate::runahead::search::balanced;
 
 /// Changes when the file's meaning does.
 const FORMAT: u32 = 1;
+/// No adapter is predicted to have a smaller share; one granule it has in any case.
+const LEAST_SHARE: f64 = 1e-3;
 /// No table is as long as this; a file that is longer is none.
 const MOST_BYTES: u64 = 1 << 22;
 
@@ -113,7 +117,7 @@ impl Table {
 
     /// Lengths in tokens for a prompt; `None` where the table has no partitions.
     pub fn predict(&self, past: usize, len: usize) -> Option<Vec<usize>> {
-        predict(&self.partitions(), past, len)
+        predict(&self.partitions(), &self.costs, past, len)
     }
 
     fn partitions(&self) -> Vec<&[usize]> {
@@ -207,8 +211,9 @@ impl Table {
     }
 }
 
-/// Lengths in tokens for a prompt, between partitions of other lengths (ascending, equally many pieces each); `None` where there are none.
-pub fn predict(partitions: &[&[usize]], past: usize, len: usize) -> Option<Vec<usize>> {
+/// Lengths in tokens for a prompt, between partitions of other lengths (ascending, equally many pieces each) or beside them, by adapters of these
+/// costs; `None` where there are no partitions.
+pub fn predict(partitions: &[&[usize]], costs: &CostModel, past: usize, len: usize) -> Option<Vec<usize>> {
     let shares = |lengths: &[usize]| {
         let total = n_granules(0, lengths.iter().sum()) as f64;
         let mut at = 0;
@@ -221,7 +226,17 @@ pub fn predict(partitions: &[&[usize]], past: usize, len: usize) -> Option<Vec<u
     };
     let (below, above, t) = around(partitions, len)?;
     let pairs = shares(partitions[below]).into_iter().zip(shares(partitions[above]));
-    Some(weighted(past, len, &pairs.map(|(a, b)| a + (b - a) * t).collect::<Vec<_>>()))
+    let mut shares: Vec<f64> = pairs.map(|(a, b)| a + (b - a) * t).collect();
+    if below == above && costs.adapters.len() == shares.len() {
+        // A longer prompt has more attention, which later pieces have more of. The cost of a link hardly depends on the length, so that the distance
+        // of what was searched to the balance of the costs alone stays.
+        let nearest: usize = partitions[below].iter().sum();
+        let moved = balanced(costs, 0, len).into_iter().zip(balanced(costs, 0, nearest));
+        for (share, (there, here)) in shares.iter_mut().zip(moved) {
+            *share = (*share + there / len as f64 - here / nearest as f64).max(LEAST_SHARE);
+        }
+    }
+    Some(weighted(past, len, &shares))
 }
 
 /// The partitions on both sides of a length, and how far it is from the first to the second.

@@ -26,6 +26,7 @@ use crate::runahead::queue::{self, Direct, InFlight, Queue};
 use crate::runahead::ring::Ring;
 use crate::runahead::schedule::{Mask, Schedule};
 use crate::runahead::trace::{Event, What};
+use crate::runahead::turn::Turn;
 
 /// What is wanted of a row that went through the whole model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,8 @@ pub struct ShareJob<'a> {
     pub arrivals: flume::Receiver<Arrival>,
     /// What slows this run down on purpose.
     pub experiment: &'a Experiment,
+    /// To be had before the device may work, where others work on it and an experiment slows one of them.
+    pub turn: Option<&'a Turn>,
     /// Whether the device writes down when it worked on products and when on attention.
     pub timed: bool,
     /// Cancel and limits.

@@ -259,6 +259,7 @@ pub fn run_schedule(
         record: Record::new(2),
         pool: HostPool::default(),
         experiment: Experiment::default(),
+        turns: Vec::new(),
         timed: false,
         cancel,
         progress: &|_, _, _| {},

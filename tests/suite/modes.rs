@@ -208,15 +208,21 @@ fn a_cancel_ends_a_link_that_takes_for_ever() {
 
 #[test]
 fn a_slowed_adapter_pauses_in_proportion_to_its_work() {
-    let mut session = smollm2(Experiment { slowdown: vec![3.0], ..Experiment::default() });
-    let report = prefill(&mut session, Mode::Runahead, Split::Given(vec![16, 128]));
-    let pauses = |i: usize| report.adapters[i].log.events.iter().filter(|e| e.what == What::Pause).collect::<Vec<_>>();
-    assert!(pauses(0).len() == 30 && pauses(1).is_empty());
+    let experiment = |slowdown| Experiment { slowdown, ..Experiment::default() };
+    let pauses = |report: &PrefillReport, i: usize| -> Vec<_> {
+        report.adapters[i].log.events.iter().filter(|e| e.what == What::Pause).copied().collect()
+    };
+    let report = prefill(&mut smollm2(experiment(vec![1.0, 3.0])), Mode::Single, Split::Even);
+    assert_eq!(pauses(&report, 0).len(), 31);
     // A sleep may be longer than asked for, never shorter: busy time holds on any machine.
-    for (span, pause) in report.adapters[0].log.spans.iter().zip(pauses(0)) {
+    let slack = Duration::from_micros(10);
+    for (span, pause) in report.adapters[0].log.spans.iter().zip(pauses(&report, 0)) {
         let worked = pause.start - span.start;
-        assert!(pause.end - pause.start >= 2 * worked && span.end >= pause.end, "{span:?} {pause:?}");
+        assert!(pause.end - pause.start + slack >= 2 * worked && span.end >= pause.end, "{span:?} {pause:?}");
     }
+    // The other one works on the same device in the meantime, and is not slowed.
+    let report = prefill(&mut smollm2(experiment(vec![3.0])), Mode::Runahead, Split::Given(vec![16, 128]));
+    assert!(pauses(&report, 0).len() == 30 && pauses(&report, 1).is_empty());
 }
 
 #[test]

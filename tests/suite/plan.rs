@@ -92,12 +92,32 @@ fn predictions_between_points_are_near_what_a_search_finds() {
         let predicted = runahead::runahead::simulate::simulate(&schedule, &costs).unwrap().ttft_s;
         assert!(predicted <= 1.03 * searched.seconds, "{len}: {predicted} against {searched:?}");
     }
-    // Outside of the table the nearest point's shares are taken, and the cut still holds.
+    // Outside of the table the cut still holds.
     for len in [1, 17, 100, 100_000] {
         super::partition::assert_sound(0, len, &table.predict(0, len).unwrap());
     }
     assert!(table.measured_ms(100).is_none() && table.measured_ms(2000).is_some());
     assert_eq!(Table::new(0, fingerprint(4), costs, Vec::new()).unwrap().predict(0, 100), None);
+}
+
+#[test]
+fn predictions_beside_the_points_follow_the_balance_of_the_costs() {
+    for (speeds, bandwidth) in [(vec![200.0; 2], 10e9), (vec![200.0; 4], 300e9), (vec![200.0, 100.0, 150.0], 50e9)] {
+        let costs = costs(&speeds, bandwidth);
+        let seconds = |lengths: &[usize]| {
+            let schedule = Mode::Runahead.schedule(0, lengths, 32);
+            runahead::runahead::simulate::simulate(&schedule, &costs).unwrap().ttft_s
+        };
+        let nearest = table(&costs, &[4096]);
+        for len in [2048, 8192, 16_384, 32_768] {
+            let searched = search_simulated(Mode::Runahead, &costs, 0, len, 32).unwrap();
+            let predicted = seconds(&nearest.predict(0, len).unwrap());
+            assert!(predicted <= 1.03 * searched.seconds, "{speeds:?} {len}: {predicted} against {searched:?}");
+        }
+        // As the nearest point is cut, the longest prompt would take much longer.
+        let point: Vec<usize> = nearest.points[0].lengths.iter().map(|n| 8 * n).collect();
+        assert!(seconds(&point) > 1.05 * seconds(&nearest.predict(0, 32_768).unwrap()), "{speeds:?}");
+    }
 }
 
 #[test]

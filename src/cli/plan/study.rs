@@ -136,7 +136,7 @@ impl<'a> Case<'a> {
                         _ if !mode.is_chain() => ("even", self.even(mode, context)?),
                         StudySplit::Even => (split.name(), self.even(mode, context)?),
                         StudySplit::Searched => (split.name(), searched[i].clone()),
-                        StudySplit::Predicted => match predicted(&searched, i, context) {
+                        StudySplit::Predicted => match predicted(&searched, &self.calm, i, context) {
                             Some(lengths) => (split.name(), lengths),
                             None => continue,
                         },
@@ -251,12 +251,12 @@ impl<'a> Case<'a> {
 }
 
 /// A cut from the searched cuts of the other contexts.
-fn predicted(searched: &[Vec<usize>], i: usize, context: usize) -> Option<Vec<usize>> {
+fn predicted(searched: &[Vec<usize>], costs: &CostModel, i: usize, context: usize) -> Option<Vec<usize>> {
     let n = searched[i].len();
     let others = searched.iter().enumerate().filter(|(j, lengths)| *j != i && lengths.len() == n);
     let mut others: Vec<&[usize]> = others.map(|(_, lengths)| &lengths[..]).collect();
     others.sort_by_key(|lengths| lengths.iter().sum::<usize>());
-    predict(&others, 0, context)
+    predict(&others, costs, 0, context)
 }
 
 fn table(lines: &[Line]) -> String {
