@@ -58,6 +58,13 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn max_tensor_bytes(&self) -> u64 {
         u64::MAX
     }
+    /// Workgroups of a product that keep the device busy: where there would be fewer, smaller tiles spread the work. `None` where nothing is chosen by
+    /// it. No bit depends on it.
+    fn busy_workgroups(&self) -> Option<usize> {
+        None
+    }
+    /// Sets it, for what is recorded from now on.
+    fn set_busy_workgroups(&self, _n: usize) {}
     /// Whether work goes on while the host prepares more, at no cost to the host: then it pays to submit what may turn out not to be wanted.
     fn works_beside_host(&self) -> bool;
     /// Number of key splits that [`AttentionDecode::partial`] must have room for.

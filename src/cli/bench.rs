@@ -119,6 +119,7 @@ impl Bench<'_> {
             link: self.args.engine.link,
             gemm: self.args.engine.gemm,
             experiment: group.experiment.clone(),
+            busy_workgroups: self.setup.busy_workgroups(&group.order),
             cancel: self.cancel,
             bars: &self.bars,
         };
@@ -134,9 +135,10 @@ impl Bench<'_> {
         };
         let names = engine.adapters().map(str::to_owned).collect::<Vec<_>>();
         let products = engine.products().map(str::to_owned).collect::<Vec<_>>();
-        for case in &group.cases {
+        for (i, case) in group.cases.iter().enumerate() {
             let split = self.split(&engine, case);
-            let measured = split.and_then(|split| measure::case(&engine, case, &split, self.args, self.cancel));
+            let run = |split| measure::case(&engine, case, &split, self.args, i == 0, self.cancel);
+            let measured = split.and_then(run);
             self.bars.clear();
             let measured = measured?;
             if let Some(note) = measured.note() {

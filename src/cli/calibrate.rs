@@ -161,11 +161,14 @@ struct Adapter<'a> {
     name: &'a str,
     fit_error: f64,
     decode_ms: Option<f64>,
+    busy_workgroups: Option<usize>,
 }
 
 impl<'a> From<&'a AdapterCost> for Adapter<'a> {
     fn from(cost: &'a AdapterCost) -> Self {
-        Self { name: &cost.name, fit_error: cost.fit_error, decode_ms: cost.decode_s.map(|s| s * 1e3) }
+        let AdapterCost { name, fit_error, decode_s, busy_workgroups, .. } = cost;
+        let decode_ms = decode_s.map(|s| s * 1e3);
+        Self { name, fit_error: *fit_error, decode_ms, busy_workgroups: *busy_workgroups }
     }
 }
 
@@ -177,7 +180,8 @@ fn report(table: &Table, path: &str, finished: bool, json: bool) -> Result<(), F
     }
     for a in &table.costs.adapters {
         let decode = a.decode_s.map_or_else(String::new, |s| format!(", decode {:.1} token/s", 1.0 / s));
-        output::line(&format!("{}: costs fit within {:.1} %{decode}", a.name, 100.0 * a.fit_error))?;
+        let tiles = a.busy_workgroups.map_or_else(String::new, |n| format!(", tiles for {n} workgroups"));
+        output::line(&format!("{}: costs fit within {:.1} %{decode}{tiles}", a.name, 100.0 * a.fit_error))?;
     }
     for p in &table.points {
         let cut = p.lengths.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");

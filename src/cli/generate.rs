@@ -51,6 +51,7 @@ pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
         link: args.session.engine.link,
         gemm: args.session.engine.gemm,
         experiment: plan.experiment.clone(),
+        busy_workgroups: plan.busy_workgroups.clone(),
         cancel,
         bars: &bars,
     };
@@ -81,6 +82,7 @@ struct Plan {
     devices: Vec<DeviceId>,
     context: usize,
     experiment: Experiment,
+    busy_workgroups: Vec<Option<usize>>,
     options: Options,
     /// How to cut what is left of the prompt behind a saved prefix.
     split_behind: Split,
@@ -162,7 +164,8 @@ impl Plan {
         let timed = args.trace.is_some() || args.timeline.is_some();
         let options = Options { max_tokens, mode: plan.mode, split, timed, ..options };
         let experiment = experiment.pick(&plan.order);
-        Ok(Self { devices: setup.devices(&plan), context, experiment, options, split_behind })
+        let busy_workgroups = setup.busy_workgroups(&plan.order);
+        Ok(Self { devices: setup.devices(&plan), context, experiment, busy_workgroups, options, split_behind })
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Opening<'a> {
     pub link: Link,
     pub gemm: Gemm,
     pub experiment: Experiment,
+    /// See [`EngineBuilder::busy_workgroups`].
+    pub busy_workgroups: Vec<Option<usize>>,
     pub cancel: &'a Cancel,
     pub bars: &'a Arc<Bars>,
 }
@@ -66,6 +68,7 @@ pub fn engine(files: EngineBuilder, opening: &Opening<'_>) -> Result<Engine, Fai
         .link(opening.link)
         .gemm(opening.gemm)
         .experiment(opening.experiment.clone())
+        .busy_workgroups(opening.busy_workgroups.iter().copied())
         .cancel(opening.cancel.clone())
         .on_progress(move |progress| bars.show(progress))
         .open();
@@ -93,6 +96,7 @@ pub fn plainly(
         gemm: args.gemm,
         responsive: args.responsive,
         experiment,
+        busy_workgroups: Vec::new(),
         cancel,
         bars: &bars,
     };

@@ -235,6 +235,11 @@ impl Setup {
         Ok(costs)
     }
 
+    /// How the tiles of these adapters, by number, are best chosen, where a calibration has found that.
+    pub fn busy_workgroups(&self, order: &[usize]) -> Vec<Option<usize>> {
+        order.iter().map(|&i| self.costs.adapters[i].busy_workgroups).collect()
+    }
+
     /// What a chain of all the adapters costs.
     ///
     /// # Errors

@@ -55,6 +55,7 @@ pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
         link: args.engine.link,
         gemm,
         experiment: Experiment::default(),
+        busy_workgroups: Vec::new(),
         cancel,
         bars: &bars,
     };

@@ -48,6 +48,7 @@ pub struct EngineBuilder {
     take_back: usize,
     max_share: usize,
     experiment: Experiment,
+    busy_workgroups: Vec<Option<usize>>,
     pipelines: Option<PathBuf>,
     cancel: Cancel,
     progress: OnProgress,
@@ -84,6 +85,7 @@ impl EngineBuilder {
             take_back: TAKE_BACK,
             max_share: usize::MAX,
             experiment: Experiment::default(),
+            busy_workgroups: Vec::new(),
             pipelines: None,
             cancel: Cancel::new(),
             progress: Arc::new(|_| {}),
@@ -150,6 +152,14 @@ impl EngineBuilder {
     /// is [given](crate::engine::Split::Given) is not divided.
     pub fn max_share(mut self, tokens: usize) -> Self {
         self.max_share = tokens;
+        self
+    }
+
+    /// How many workgroups of a product keep each adapter busy, in the order of the devices, as a calibration found
+    /// ([`AdapterCost::busy_workgroups`](crate::runahead::cost::AdapterCost::busy_workgroups)); what suits large GPUs where nothing is said. Time
+    /// depends on it, no result does.
+    pub fn busy_workgroups(mut self, of_adapters: impl IntoIterator<Item = Option<usize>>) -> Self {
+        self.busy_workgroups = of_adapters.into_iter().collect();
         self
     }
 
@@ -241,7 +251,7 @@ impl EngineBuilder {
                 .map(|i| {
                     scope.spawn({
                         let o = &opening;
-                        move || o.adapter(i)
+                        move || o.adapter_as_set(i)
                     })
                 })
                 .collect();
@@ -282,6 +292,14 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
+    fn adapter_as_set(&self, i: usize) -> Result<Opened> {
+        let opened = self.adapter(i)?;
+        if let Some(&Some(n)) = self.builder.busy_workgroups.get(i) {
+            opened.0.set_busy_workgroups(n);
+        }
+        Ok(opened)
+    }
+
     fn adapter(&self, i: usize) -> Result<Opened> {
         let id = self.ids[i];
         match id {

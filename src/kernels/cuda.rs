@@ -175,6 +175,14 @@ impl Kernels for Cuda {
         self.wgsl.max_tensor_bytes()
     }
 
+    fn busy_workgroups(&self) -> Option<usize> {
+        self.wgsl.busy_workgroups()
+    }
+
+    fn set_busy_workgroups(&self, n: usize) {
+        self.wgsl.set_busy_workgroups(n);
+    }
+
     fn works_beside_host(&self) -> bool {
         self.wgsl.works_beside_host()
     }

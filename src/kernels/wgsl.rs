@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
@@ -45,6 +46,9 @@ pub use matrix::Matrix;
 use tensor::Args;
 pub use tensor::Tensor;
 
+/// Workgroups that keep a large GPU busy, as long as nothing was measured: H100 and H200 have 132 compute units.
+const BUSY_WORKGROUPS: usize = 128;
+
 /// A GPU as a device that can run a model: sums in f32, activations and cache in f16 or f32.
 pub struct Wgsl {
     gpu: Arc<Gpu>,
@@ -53,6 +57,7 @@ pub struct Wgsl {
     activation: Scalar,
     /// Where the activations are f16 and the device has matrix units for them.
     coop: Option<Coop>,
+    busy_workgroups: AtomicUsize,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
 }
 
@@ -81,7 +86,14 @@ impl Wgsl {
         };
         Args("activations").ensure(possible, || format!("{activation:?} on tier {}", gpu.caps().tier.name()))?;
         let coop = Coop::of(gpu.caps()).filter(|_| activation == Scalar::F16);
-        Ok(Self { kind: gpu.info().kind, gpu, activation, coop, pipelines: Mutex::default() })
+        Ok(Self {
+            kind: gpu.info().kind,
+            gpu,
+            activation,
+            coop,
+            busy_workgroups: BUSY_WORKGROUPS.into(),
+            pipelines: Mutex::default(),
+        })
     }
 
     /// The device.
@@ -101,6 +113,10 @@ impl Wgsl {
         }
         let pipeline = self.gpu.pipeline(&kernel.spec())?;
         Ok(lock().entry(kernel).or_insert(pipeline).clone())
+    }
+
+    fn busy(&self) -> usize {
+        self.busy_workgroups.load(Ordering::Relaxed)
     }
 
     fn max_groups(&self) -> u32 {
@@ -349,6 +365,15 @@ impl Kernels for Wgsl {
 
     fn max_tensor_bytes(&self) -> u64 {
         self.gpu.caps().max_binding_bytes
+    }
+
+    fn busy_workgroups(&self) -> Option<usize> {
+        // A software GPU's tiles depend on the rows alone.
+        (self.kind != GpuKind::Software).then(|| self.busy())
+    }
+
+    fn set_busy_workgroups(&self, n: usize) {
+        self.busy_workgroups.store(n, Ordering::Relaxed);
     }
 
     fn works_beside_host(&self) -> bool {

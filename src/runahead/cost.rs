@@ -136,6 +136,10 @@ pub struct AdapterCost {
     pub queue: Option<Lane>,
     /// Root mean square of the relative errors of the fit; 0 for given rates.
     pub fit_error: f64,
+    /// How its tiles were chosen when this was timed ([`Kernels::busy_workgroups`](crate::kernels::Kernels::busy_workgroups)), where that was found
+    /// by measurement.
+    #[serde(default)]
+    pub busy_workgroups: Option<usize>,
 }
 
 impl AdapterCost {

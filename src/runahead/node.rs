@@ -22,6 +22,14 @@ pub trait Adapter: Send + Sync {
     /// See [`Kernels::products`].
     fn products(&self) -> &str;
 
+    /// See [`Kernels::busy_workgroups`].
+    fn busy_workgroups(&self) -> Option<usize> {
+        None
+    }
+
+    /// See [`Kernels::set_busy_workgroups`].
+    fn set_busy_workgroups(&self, _n: usize) {}
+
     /// A node with an empty cache. Layers with a window have room for the window alone; see [`Node::make_room`].
     ///
     /// # Errors
@@ -115,6 +123,14 @@ impl<K: Kernels> Adapter for Loaded<K> {
 
     fn products(&self) -> &str {
         self.model.kernels().products()
+    }
+
+    fn busy_workgroups(&self) -> Option<usize> {
+        self.model.kernels().busy_workgroups()
+    }
+
+    fn set_busy_workgroups(&self, n: usize) {
+        self.model.kernels().set_busy_workgroups(n);
     }
 
     fn open(&self, tokens: usize, kv: KvDtype, slots: Slots) -> Result<Box<dyn Node>> {

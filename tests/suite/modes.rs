@@ -251,6 +251,7 @@ fn under_the_same_noise_a_collective_slows_down_more_than_a_chain() {
             down: lane,
             up: lane,
             queue: None,
+            busy_workgroups: None,
             fit_error: 0.0,
         };
         CostModel { adapters: (0..4).map(adapter).collect(), kv_bytes: 16_384.0, windows: Vec::new(), hub: None }

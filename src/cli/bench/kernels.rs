@@ -83,8 +83,8 @@ impl Case {
         let products = of_formats().flat_map(|(dtype, (n, width, epilogue))| {
             [512, 1024, 4096].map(|rows| Case::Product { dtype, n, width, epilogue, rows })
         });
-        let attention =
-            [(1024, 0), (4096, 0), (1024, 15 << 10)].map(|(rows, position)| Case::Attention { rows, position });
+        let attention = [(1024, 0), (4096, 0), (1024, 15 << 10), (1024, 127 << 10)]
+            .map(|(rows, position)| Case::Attention { rows, position });
         let decode = of_formats().map(|(dtype, (n, width, epilogue))| Case::MatVec { dtype, n, width, epilogue });
         let decode_attention = [1024, 4096, 16384].map(|keys| Case::AttentionDecode { keys });
         products.chain(attention).chain(decode).chain(decode_attention)

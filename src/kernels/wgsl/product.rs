@@ -90,10 +90,8 @@ impl Tile {
         Tile { m: MAX_TILE_M, n: 64, thread: 4, step: 16 },
         Tile { m: MAX_TILE_M, n: 128, thread: 8, step: 16 },
     ];
-    /// Workgroups below which the last tile would leave a large GPU idle.
-    const ENOUGH: usize = 256;
-
-    fn choose(kind: GpuKind, rows: usize, n: usize) -> Self {
+    /// The last tile wants twice as many workgroups as keep the device `busy`.
+    fn choose(kind: GpuKind, rows: usize, n: usize, busy: usize) -> Self {
         let large = Self::HARDWARE[3];
         let workgroups = rows.div_ceil(large.m as usize) * n.div_ceil(large.n as usize);
         match (kind, rows) {
@@ -102,7 +100,7 @@ impl Tile {
             (GpuKind::Software, _) => Self::SOFTWARE[2],
             (_, 0..=16) => Self::HARDWARE[0],
             (_, 17..=32) => Self::HARDWARE[1],
-            _ if workgroups < Self::ENOUGH => Self::HARDWARE[2],
+            _ if workgroups / 2 < busy => Self::HARDWARE[2],
             _ => large,
         }
     }
@@ -191,7 +189,7 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>
             weight: part.format,
             epilogue: op.epilogue,
             bias: op.bias.is_some(),
-            tile: Tile::choose(kernels.kind, rows, part.rows.len()),
+            tile: Tile::choose(kernels.kind, rows, part.rows.len(), kernels.busy()),
         };
         let pipeline = kernels.pipeline(Kernel::Product(variant))?;
         let grid = variant.grid(params.rows, params.n);

@@ -14,9 +14,6 @@ use crate::kernels::{Epilogue, Product};
 /// Widths that are a multiple of this have a kernel: the blocks that weight rows are padded to.
 const BLOCK: usize = 32;
 
-/// Workgroups that keep a large GPU busy: H100 and H200 have 132 compute units.
-const BUSY: u32 = 128;
-
 /// What a workgroup computes, and each of its subgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
@@ -56,10 +53,10 @@ impl Tile {
         rows.div_ceil(self.m).saturating_mul(n.div_ceil(self.n))
     }
 
-    /// The first tile that makes enough workgroups; the bits of a row do not depend on it.
-    fn choose(format: Dtype, width: usize, rows: u32, n: u32) -> Self {
+    /// The first tile that makes as many workgroups as keep the device `busy`; the bits of a row do not depend on it.
+    fn choose(format: Dtype, width: usize, rows: u32, n: u32, busy: usize) -> Self {
         let [large, middle, small] = if width.is_multiple_of(64) { WIDE } else { NARROW };
-        let tile = [large, middle].into_iter().find(|tile| tile.count(rows, n) >= BUSY).unwrap_or(small);
+        let tile = [large, middle].into_iter().find(|tile| tile.count(rows, n) as usize >= busy).unwrap_or(small);
         tile.suited(format)
     }
 
@@ -173,7 +170,7 @@ fn record_part(kernels: &Wgsl, coop: Coop, rec: &mut Recording, op: &Product<'_,
         return Ok(());
     }
     let (weight, epilogue, bias) = (part.format, op.epilogue, op.bias.is_some());
-    let tile = Tile::choose(weight, op.weight.width(), params.rows, params.n);
+    let tile = Tile::choose(weight, op.weight.width(), params.rows, params.n, kernels.busy());
     let aligned = !bias && wide_part(epilogue).is_some() && aligned(&params, epilogue);
     let variant = Variant { coop, types: Types::of(op), weight, epilogue, bias, tile, aligned };
     let pipeline = kernels.pipeline(Kernel::ProductCoop(variant))?;
@@ -192,15 +189,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_rows_get_small_tiles() {
+    fn few_rows_get_small_tiles_and_fewer_where_the_device_is_small() {
         for (width, [large, middle, small]) in [(4096, WIDE), (96, NARROW)] {
-            assert_eq!(Tile::choose(Dtype::F16, width, 4096, 4096), large);
-            assert_eq!(Tile::choose(Dtype::F16, width, 1, 64), small);
-            assert_eq!(Tile::choose(Dtype::F16, width, 256, 4096), middle);
+            let choose = |rows, n, busy| Tile::choose(Dtype::F16, width, rows, n, busy);
+            assert_eq!([choose(4096, 4096, 128), choose(256, 4096, 128), choose(1, 64, 128)], [large, middle, small]);
+            assert_eq!([choose(256, 4096, 32), choose(1, 64, 1)], [large; 2]);
             for rows in [1, 16, 100, 512, 5000] {
                 for n in [1, 64, 576, 4096, 128_256] {
-                    let tile = Tile::choose(Dtype::F16, width, rows, n);
-                    assert!(tile == small || tile.count(rows, n) >= BUSY, "{rows} {n}");
+                    let tile = choose(rows, n, 128);
+                    assert!(tile == small || tile.count(rows, n) >= 128, "{rows} {n}");
                 }
             }
         }
