@@ -284,13 +284,12 @@ pub struct EngineArgs {
     #[command(flatten)]
     pub kv: KvArgs,
     /// How K/V rows pass between an adapter of a chain and host memory: copy (through its queue), dma (by itself, where its driver can),
-    /// or auto (dma for adapters with a queue for copies beside the one that computes)
+    /// cuda (from device to device, between NVIDIA's, in a build with the feature cuda), or auto (cuda where it is there, else dma for adapters
+    /// with a queue for copies beside the one that computes)
     #[arg(long, value_name = "LINK", value_parser = parse_link, default_value = "auto")]
     pub link: Link,
-    /// Who computes the products and attention of a prefill: wgsl, cublaslt (NVIDIA's, in a build with the feature cuda), or auto (cublaslt where
-    /// it is there)
-    #[arg(long, value_name = "WHO", value_parser = parse_gemm, default_value = "auto")]
-    pub gemm: Gemm,
+    #[command(flatten)]
+    pub gemm: GemmArgs,
     /// Give GPUs work for 8 ms at a time instead of 30: their screens stay smooth, a long prompt takes a little longer
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false")]
     #[arg(default_missing_value = "true", value_parser = BoolishValueParser::new())]
@@ -311,6 +310,15 @@ impl From<Kv> for KvDtype {
             Kv::F32 => KvDtype::F32,
         }
     }
+}
+
+/// Who computes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct GemmArgs {
+    /// Who computes the products and attention of a prefill: wgsl, cublaslt (NVIDIA's, in a build with the feature cuda), or auto (cublaslt where
+    /// it is there)
+    #[arg(long, value_name = "WHO", value_parser = parse_gemm, default_value = "auto")]
+    pub gemm: Gemm,
 }
 
 fn parse_gemm(name: &str) -> Result<Gemm, String> {

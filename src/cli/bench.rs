@@ -47,7 +47,7 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
         Some(shape) => Outline::synthetic(shape.config()?, args.dtype())?,
         None => Outline::of(&files),
     };
-    let setup = Setup::new(outline, &named, args.engine.kv.kv.into(), args.engine.gemm)?.under(&experiment)?;
+    let setup = Setup::new(outline, &named, args.engine.kv.kv.into(), args.engine.gemm.gemm)?.under(&experiment)?;
     let auto = |prompt: Piece| {
         let plan = setup.plan(Prefill::Auto, None, prompt, prompt.end)?;
         setup.tell_left_out(&plan);
@@ -117,7 +117,7 @@ impl Bench<'_> {
             context: self.context,
             kv,
             link: self.args.engine.link,
-            gemm: self.args.engine.gemm,
+            gemm: self.args.engine.gemm.gemm,
             experiment: group.experiment.clone(),
             busy_workgroups: self.setup.busy_workgroups(&group.order),
             cancel: self.cancel,

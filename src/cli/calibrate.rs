@@ -55,7 +55,7 @@ pub fn run(args: &CalibrateArgs, cancel: &Cancel) -> Result<(), Failure> {
     let ids = open::named_or_default(&args.devices);
     let all = devices();
     let infos: Vec<_> = ids.iter().filter_map(|id| all.iter().find(|d| d.id == *id).cloned()).collect();
-    let print = fingerprint(&outline, &infos, args.engine.kv.kv.into(), args.engine.gemm);
+    let print = fingerprint(&outline, &infos, args.engine.kv.kv.into(), args.engine.gemm.gemm);
 
     let engine = load(files, &ids, longest, args, cancel)?;
     let bar = spinner();
@@ -115,7 +115,7 @@ fn load(
         .context(context)
         .kv(args.engine.kv.kv.into())
         .link(args.engine.link)
-        .gemm(args.engine.gemm)
+        .gemm(args.engine.gemm.gemm)
         .cancel(cancel.clone())
         .on_progress(move |progress| {
             if let Progress::Load { .. } = progress {

@@ -49,7 +49,7 @@ pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
         context: plan.context,
         kv: args.session.engine.kv.kv.into(),
         link: args.session.engine.link,
-        gemm: args.session.engine.gemm,
+        gemm: args.session.engine.gemm.gemm,
         experiment: plan.experiment.clone(),
         busy_workgroups: plan.busy_workgroups.clone(),
         cancel,
@@ -151,7 +151,7 @@ impl Plan {
         let devices = open::named_or_default(&args.session.devices);
         let experiment = args.experiment.experiment(devices.len())?;
         let setup =
-            Setup::new(Outline::of(files), &devices, args.session.engine.kv.kv.into(), args.session.engine.gemm)?
+            Setup::new(Outline::of(files), &devices, args.session.engine.kv.kv.into(), args.session.engine.gemm.gemm)?
                 .under(&experiment)?;
         let plan = setup.plan(args.prefill, cut, Piece::new(0, n_prompt), context)?;
         // Who asks for one adapter knows that the others have nothing to do.

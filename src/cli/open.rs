@@ -93,7 +93,7 @@ pub fn plainly(
         context,
         kv: args.kv.kv.into(),
         link: args.link,
-        gemm: args.gemm,
+        gemm: args.gemm.gemm,
         responsive: args.responsive,
         experiment,
         busy_workgroups: Vec::new(),

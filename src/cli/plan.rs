@@ -4,7 +4,6 @@
 //! the table that `runahead calibrate` made, else they are estimates by kind of adapter, and the output says which.
 
 use runahead::dims::Piece;
-use runahead::engine::Gemm;
 use runahead::error::Error;
 use serde::Serialize;
 
@@ -50,7 +49,7 @@ fn of_this_machine(args: &PlanArgs) -> Result<(), Failure> {
     if n_prompt > most {
         return Err(Error::ContextFull { needed: n_prompt, context: most }.into());
     }
-    let setup = Setup::new(outline, &open::named_or_default(&args.devices), args.kv.kv.into(), Gemm::Auto)?;
+    let setup = Setup::new(outline, &open::named_or_default(&args.devices), args.kv.kv.into(), args.gemm.gemm)?;
     let plan = setup.plan(args.prefill, args.split.as_ref(), Piece::new(0, n_prompt), n_prompt)?;
     let report = Report::new(&setup, &plan, n_prompt);
     if args.json { output::json_pretty(&report) } else { report.print() }

@@ -1,6 +1,5 @@
 //! What is known of the named adapters before a prompt runs on them: their costs, from the table of `calibrate` or by kind, and the choice that follows.
 
-use std::cmp::Ordering;
 use std::path::PathBuf;
 
 use runahead::config::ModelConfig;
@@ -276,10 +275,11 @@ impl Setup {
     fn auto(&self, prompt: Piece, context: usize) -> Result<Plan, Failure> {
         let estimate = self.memory(context);
         let refuses = |i: usize, last: bool| {
-            // Of one device's logical adapters the fastest counts, the first of equals.
-            let rank = |j: usize| (self.experiment.slowdown(j), j);
-            let twins = (0..self.ids.len()).filter(|&j| self.ids[j] == self.ids[i]);
-            if let Some(twin) = twins.min_by(|&a, &b| rank(a).partial_cmp(&rank(b)).unwrap_or(Ordering::Equal))
+            // Of one device's logical adapters the first counts.
+            // Those that are slowed down may be as good as devices of their own: their costs say so.
+            let whole = |j: &usize| self.ids[*j] == self.ids[i] && self.experiment.slowdown(*j) == 1.0;
+            if let Some(twin) = (0..self.ids.len()).find(whole)
+                && whole(&i)
                 && twin != i
                 && (matches!(self.origin, Origin::Estimate(_)) || self.ids[i] == DeviceId::Cpu)
             {
@@ -292,6 +292,7 @@ impl Setup {
         };
         let task = Task {
             costs: &self.costs,
+            costs_of: &|order| self.costs_of(order),
             table: self.table.as_ref(),
             past: prompt.start,
             len: prompt.len(),
@@ -415,7 +416,8 @@ fn estimate(config: &ModelConfig, infos: &[DeviceInfo], kv: KvDtype) -> Result<C
     let shape = Shape::of(config);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let cost = |(i, info): (usize, &DeviceInfo)| {
-        let before = infos[..i].iter().filter(|d| d.id == info.id).count();
+        // As the engine names them.
+        let before = infos[..i].iter().filter(|d| d.name == info.name).count();
         let name = if before == 0 { info.name.clone() } else { format!("{} #{}", info.name, before + 1) };
         let costs = typical(&name, info.kind, threads).costs(&shape)?;
         Ok(AdapterCost { fit_error: ESTIMATE_ERROR, ..costs })

@@ -38,7 +38,7 @@ the direction of the wind, for thirty years without a gap. The last entry was un
 
 /// Runs the command.
 pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
-    let gemm = args.engine.gemm;
+    let gemm = args.engine.gemm.gemm;
     let pair = Pair::new(&args.devices, gemm)?;
     let files = open::files(&args.model)?;
     let prompt = prompt(args, &files)?;

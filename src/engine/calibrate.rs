@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cancel::Wait;
 use crate::dims::{GRANULE, Piece};
 use crate::engine::{Engine, Mode, Options, Session};
 use crate::error::{Error, Result};
@@ -20,11 +19,13 @@ const SHORT_CHUNK: usize = 64;
 const LONG_CHUNK_S: f64 = 3.0;
 /// The least time that an adapter works before anything counts.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Runs of a transfer that count.
+const LINK_RUNS: usize = 5;
 /// Tokens decoded for the rate of decoding, after the first.
 const DECODED: usize = 4;
 
 /// Numbers of workgroups that are tried: GPUs of a few compute units to the largest.
-const BUSY_WORKGROUPS: [usize; 5] = [16, 32, 64, 128, 256];
+const TRIED_WORKGROUPS: [usize; 5] = [16, 32, 64, 128, 256];
 /// Runs of a chunk under each, the first of which compiles shaders.
 const TILE_RUNS: usize = 4;
 /// The least gain for which another number than the usual one is taken.
@@ -194,7 +195,7 @@ impl Bench<'_> {
     fn tiles(&self, adapter: usize, session: &mut Session, longest: usize) -> Result<Option<usize>> {
         let adapter = &self.engine.shared.adapters[adapter];
         let Some(usual) = adapter.busy_workgroups() else { return Ok(None) };
-        let best = fastest(usual, &BUSY_WORKGROUPS, |n| {
+        let best = fastest(usual, &TRIED_WORKGROUPS, |n| {
             adapter.set_busy_workgroups(n);
             let chunks = CHUNKS.into_iter().chain([512]).filter(|&c| c <= longest);
             chunks.map(|tokens| self.layer_s(session, tokens)).collect()
@@ -283,27 +284,20 @@ impl Bench<'_> {
         Ok(Sample { prefix, tokens, scores, qkv_s, layer_s, attention_s, tail_s })
     }
 
-    /// The ways to host memory and back, each from two transfers of different size.
+    /// The ways out of the adapter and back in, as its link has them, each from two transfers of different size.
     fn lanes(&self, session: &mut Session) -> Result<(Lane, Lane)> {
         // The first layer may have no more rows than its window.
         let most = session.n_tokens().min(self.engine.config().layers[0].window.unwrap_or(usize::MAX));
         let rows = [GRANULE.min(most), most];
         let row = 2.0 * (self.engine.config().kv_width() * self.engine.shared.kv.scalar().bytes()) as f64;
-        let mut bytes = Vec::new();
-        let mut time = |n: usize, up: bool| -> Result<f64> {
-            let runs = (0..5).map(|_| session.time_transfer(n, up, &mut bytes)).collect::<Result<Vec<_>>>()?;
-            Ok(median(runs))
-        };
-        let lane = |few: f64, many: f64, without: f64| {
-            let more = row * (rows[1] - rows[0]) as f64;
+        let (few, many) = (transfers(session, rows[0])?, transfers(session, rows[1])?);
+        let lane = |way: usize| {
+            let (few, many, more) = (few[way], many[way], row * (rows[1] - rows[0]) as f64);
             let bandwidth = (many > few && more > 0.0).then(|| more / (many - few));
-            let latency_s = few - without - bandwidth.map_or(0.0, |b| row * rows[0] as f64 / b);
+            let latency_s = few - bandwidth.map_or(0.0, |b| row * rows[0] as f64 / b);
             Lane { bandwidth, latency_s: latency_s.max(0.0), noise: None }
         };
-        let (few, many) = (time(rows[0], false)?, time(rows[1], false)?);
-        // A write is seen to have ended by a small read behind it.
-        let up = lane(time(rows[0], true)?, time(rows[1], true)?, few);
-        Ok((lane(few, many, 0.0), up))
+        Ok((lane(0), lane(1)))
     }
 
     /// Seconds for one token of decode behind a short prompt.
@@ -366,28 +360,18 @@ impl Bench<'_> {
     }
 }
 
-impl Session {
-    /// Seconds for the K/V rows of the last `n_tokens` of a layer from the last adapter to host memory, or back and a granule of them to host memory
-    /// again. `bytes` keeps its memory from run to run, as blocks of the board do: fresh pages cost more than the transfer (1.2 instead of 9 GB/s).
-    fn time_transfer(&mut self, n_tokens: usize, up: bool, bytes: &mut Vec<u8>) -> Result<f64> {
-        let wait = Wait::new(self.engine.cancel());
-        let n_tokens = n_tokens.min(self.len);
-        let rows = Piece::new(self.len - n_tokens, self.len);
-        let mut read = Vec::new();
-        if up {
-            self.last().read_rows_into(0, rows, bytes, &wait)?;
-        }
-        let started = Instant::now();
-        match up {
-            true => {
-                self.write_rows(0, rows, bytes)?;
-                let few = GRANULE.min(n_tokens);
-                self.last().read_rows_into(0, Piece::new(self.len - few, self.len), &mut read, &wait)?;
-            }
-            false => self.last().read_rows_into(0, rows, bytes, &wait)?,
-        }
-        Ok(started.elapsed().as_secs_f64())
+/// Seconds for the K/V rows of the last `n_tokens` of a layer to leave the last adapter and to come back, medians. All go by the same memory, as in a
+/// chain, whose blocks are used again: the first use of pages costs more than a transfer (1.2 instead of 9 GB/s).
+fn transfers(session: &mut Session, n_tokens: usize) -> Result<[f64; 2]> {
+    let end = session.n_tokens();
+    let rows = Piece::new(end - n_tokens.min(end), end);
+    session.time_link(0, rows)?;
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..LINK_RUNS {
+        let ways = session.time_link(0, rows)?;
+        times.iter_mut().zip(ways).for_each(|(times, way)| times.push(way.as_secs_f64()));
     }
+    Ok(times.map(median))
 }
 
 /// Which of `usual` and `others` gives the shortest times, all kinds of work counting alike. `usual` where none is faster by more than noise.

@@ -96,7 +96,7 @@ fn gpu_info(index: usize, adapter: &GpuAdapter) -> DeviceInfo {
             GpuKind::Software => "software",
             GpuKind::Other => "other",
         },
-        tier: caps.tier.name().to_owned(),
+        tier: caps.lowered_by_environment().as_ref().unwrap_or(caps).tier.name().to_owned(),
         memory_bytes: info.memory_bytes,
         max_buffer_bytes: Some(caps.max_buffer_bytes),
         max_binding_bytes: Some(caps.max_binding_bytes),

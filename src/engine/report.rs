@@ -36,6 +36,11 @@ impl PrefillReport {
         let missing = later.adapters.len().saturating_sub(self.adapters.len());
         let skip = self.adapters.len().saturating_sub(later.adapters.len());
         let mut theirs = later.adapters;
+        let shift = |adapters: &mut [AdapterReport], by: usize| {
+            adapters.iter_mut().flat_map(|a| &mut a.handed_on).for_each(|handed| handed.to += by);
+        };
+        shift(&mut self.adapters, missing);
+        shift(&mut theirs, skip);
         let front: Vec<_> = theirs.drain(..missing).collect();
         for (own, theirs) in self.adapters[skip..].iter_mut().zip(theirs) {
             own.join(theirs, offset);
@@ -61,7 +66,7 @@ pub struct AdapterReport {
     pub published_bytes: u64,
     /// Bytes of K/V rows that it took from the board.
     pub fetched_bytes: u64,
-    /// The way of its rows to and from host memory: `copy` or `dma`.
+    /// The way of its rows to the adapters behind it: `copy` or `dma` by host memory, or `cuda`.
     pub link: &'static str,
     /// What later adapters took of it.
     pub handed_on: Vec<HandOff>,
@@ -138,5 +143,44 @@ impl AdapterReport {
             }
         }
         self.log.join(later.log, offset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(names: &[&str], hand_offs: &[(usize, usize)]) -> PrefillReport {
+        let adapter = |(i, name): (usize, &&str)| AdapterReport {
+            name: (*name).to_owned(),
+            start: 0,
+            end: 16,
+            busy_ms: 1.0,
+            wait_ms: 0.0,
+            published_bytes: 0,
+            fetched_bytes: 0,
+            link: "copy",
+            handed_on: hand_offs
+                .iter()
+                .filter(|(from, _)| *from == i)
+                .map(|&(_, to)| HandOff { to, bytes: 8, gb_per_s: 1.0 })
+                .collect(),
+            log: AdapterLog { spans: Vec::new(), events: Vec::new(), published_bytes: 0, fetched_bytes: 0 },
+        };
+        let adapters = names.iter().enumerate().map(adapter).collect();
+        PrefillReport { mode: "runahead", ttft_ms: 0.0, partition: vec![16], adapters, run_ahead_layers: 0, note: None }
+    }
+
+    #[test]
+    fn passes_of_fewer_adapters_are_joined_to_the_last_ones() {
+        let all = report(&["a", "b", "c"], &[(0, 1), (0, 2), (1, 2)]);
+        let last = report(&["b", "c"], &[(0, 1)]);
+        for (mut first, later) in [(all.clone(), last.clone()), (last, all)] {
+            first.join(later);
+            let told = |i: usize| first.adapters[i].handed_on.iter().map(|h| (h.to, h.bytes)).collect::<Vec<_>>();
+            assert_eq!(first.adapters.iter().map(|a| &a.name[..]).collect::<Vec<_>>(), ["a", "b", "c"]);
+            assert_eq!((told(0), told(1), told(2)), (vec![(1, 8), (2, 8)], vec![(2, 16)], vec![]));
+            assert_eq!((first.adapters[0].busy_ms, first.adapters[1].busy_ms), (1.0, 2.0));
+        }
     }
 }

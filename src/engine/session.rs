@@ -1,7 +1,7 @@
 //! A session: one conversation's K/V cache on the engine's adapters, and the turns that extend it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::f16;
 
@@ -295,6 +295,14 @@ impl Session {
             node.make_room(schedule.span(i), kept, &wait)?;
         }
         Ok(())
+    }
+
+    /// How long the last adapter's rows take on their way out and back in: see [`Node::time_link`].
+    pub(super) fn time_link(&mut self, layer: usize, rows: Piece) -> Result<[Duration; 2]> {
+        let (wait, last) = (Wait::new(&self.cancel), self.nodes.len() - 1);
+        let node = &mut self.nodes[last];
+        let mut block = Block::on_trial(rows, node.row_bytes(), node.link(), &self.pool)?;
+        node.time_link(layer, &mut block, &wait)
     }
 
     pub(super) fn last(&self) -> &dyn Node {

@@ -121,7 +121,7 @@ impl Caps {
     }
 
     /// These capabilities, not above the tier that the environment names.
-    pub(super) fn lowered_by_environment(&self) -> Result<Self> {
+    pub fn lowered_by_environment(&self) -> Result<Self> {
         let name = std::env::var_os(TIER_VARIABLE).map(|name| name.to_string_lossy().into_owned());
         Ok(self.at_tier(self.tier.lowered_to(name.as_deref())?))
     }

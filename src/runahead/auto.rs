@@ -20,8 +20,10 @@ const MOST_DOUBT: f64 = 0.5;
 
 /// What is to be prefilled, and on what.
 pub struct Task<'a> {
-    /// Costs of all adapters, in the order in which they were named.
+    /// Costs of all adapters, each alone, in the order in which they were named.
     pub costs: &'a CostModel,
+    /// Costs of a chain of these, by number: adapters that share a device cost more than alone.
+    pub costs_of: &'a dyn Fn(&[usize]) -> Result<CostModel>,
     /// Searched partitions of all adapters in that order.
     pub table: Option<&'a Table>,
     /// Tokens before the prompt.
@@ -30,7 +32,7 @@ pub struct Task<'a> {
     pub len: usize,
     /// Blocks of the model.
     pub n_layers: usize,
-    /// Why an adapter cannot take part, last in the chain or not: too little memory.
+    /// Why an adapter cannot take part, last in the chain or not: too little memory, or a device that another one stands for.
     pub refuses: &'a dyn Fn(usize, bool) -> Option<String>,
 }
 
@@ -155,7 +157,7 @@ fn best_chain(task: &Task<'_>, refusal: &[Option<String>]) -> Result<Option<Choi
 
 /// A chain in this order, cut by the table where it is the table's own, else on the simulator.
 fn chain(task: &Task<'_>, order: &[usize]) -> Result<Choice> {
-    let costs = task.costs.pick(order);
+    let costs = (task.costs_of)(order)?;
     let in_table = |t: &&Table| task.past == 0 && order.iter().copied().eq(0..t.costs.adapters.len());
     let predicted = task.table.filter(in_table).and_then(|t| t.predict(task.past, task.len));
     let lengths = match predicted {

@@ -12,6 +12,7 @@ use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::gpu::{HostMemory, PeerMemory};
 use crate::runahead::experiment::Sent;
+use crate::runahead::link::Link;
 use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
 
@@ -71,6 +72,17 @@ impl Block {
         let pages = HostMemory::from_bytes(bytes)?;
         let len = bytes.len();
         Ok(Self { rows, len, bytes: Bytes::Pages(pages), host: true, peer: Peer::Unwanted, home: None })
+    }
+
+    /// For rows that pass from an adapter to itself by `link`, as they would to another one, through memory of the pool.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn on_trial(rows: Piece, row_bytes: usize, link: Link, pool: &HostPool) -> Result<Self> {
+        let len = 2 * rows.len() * row_bytes;
+        let (host, peer) = if link == Link::Cuda { (false, Peer::Wanted) } else { (true, Peer::Unwanted) };
+        let home = Some(Home { pool: pool.clone(), free: flume::bounded(0).0 });
+        Ok(Self { rows, bytes: Bytes::Pages(pool.take(len)?), len, host, peer, home })
     }
 
     /// The K rows, and behind them the V rows, where devices can read them by themselves.

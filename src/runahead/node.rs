@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::cancel::Wait;
 use crate::dims::Piece;
@@ -10,8 +11,10 @@ use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
 use crate::model::pace::{ROW_STEPS, Work};
 use crate::model::{Batch, CacheSize, KvCache, Model, Scratch, Slots, memory};
-use crate::runahead::link::Link;
+use crate::runahead::board::Block;
+use crate::runahead::link::{self, Link};
 use crate::runahead::queue::{Direct, InFlight};
+use crate::runahead::ring::Ring;
 use crate::runahead::worker::{self, Output, ShareJob, ShareLog, Want};
 
 /// An adapter with a loaded model; opens any number of sessions.
@@ -100,6 +103,13 @@ pub trait Node: Send + Sync {
     /// # Errors
     /// The device's, or a cancel.
     fn read_rows_into(&self, layer: usize, rows: Piece, bytes: &mut Vec<u8>, wait: &Wait) -> Result<()>;
+
+    /// Takes rows of one layer out of the cache and puts them back, both by [`Node::link`] as in a chain, and tells how long each took. The block is
+    /// [`Block::on_trial`].
+    ///
+    /// # Errors
+    /// The device's, or a cancel.
+    fn time_link(&mut self, layer: usize, block: &mut Block, wait: &Wait) -> Result<[Duration; 2]>;
 
     /// Puts K rows, then V rows, of one layer into the cache.
     ///
@@ -328,6 +338,24 @@ impl<K: Kernels> Node for DeviceNode<K> {
             at += n;
         }
         Ok(())
+    }
+
+    fn time_link(&mut self, layer: usize, block: &mut Block, wait: &Wait) -> Result<[Duration; 2]> {
+        self.ahead = None;
+        let kernels = &**self.model.kernels();
+        link::begin(kernels, wait)?;
+        self.in_flight.idle(&self.model, wait)?;
+        let (rows, began) = (block.rows, Instant::now());
+        let mut rec = kernels.begin();
+        let export = link::export(kernels, &mut rec, &self.cache, layer, 0, rows)?;
+        let point = kernels.submit(rec, wait)?;
+        link::fill(kernels, export, &point, block, wait)?;
+        let turned = Instant::now();
+        let ring = Ring::new(self.cache.n_slots());
+        link::import(kernels, &self.cache, layer, (block, rows), &ring, wait)?;
+        // What went through the queue has ended with what is behind it.
+        kernels.wait(&kernels.submit(kernels.begin(), wait)?, wait)?;
+        Ok([turned - began, turned.elapsed()])
     }
 
     fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {

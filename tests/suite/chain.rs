@@ -14,7 +14,7 @@ use runahead::kernels::Kernels;
 use runahead::kernels::cpu::Cpu;
 use runahead::kernels::wgsl::Wgsl;
 use runahead::model::{LoadOptions, Model, Slots};
-use runahead::runahead::board::{Record, Retention};
+use runahead::runahead::board::{Block, Record, Retention};
 use runahead::runahead::chain::{self, Request};
 use runahead::runahead::node::{Adapter, Loaded, Node};
 use runahead::runahead::partition::Split;
@@ -174,12 +174,15 @@ impl Node for Broken {
     fn read_rows_into(&self, layer: usize, rows: Piece, bytes: &mut Vec<u8>, wait: &Wait) -> Result<()> {
         self.inner.read_rows_into(layer, rows, bytes, wait)
     }
+    fn time_link(&mut self, layer: usize, block: &mut Block, wait: &Wait) -> Result<[Duration; 2]> {
+        self.inner.time_link(layer, block, wait)
+    }
     fn write_rows(&mut self, layer: usize, rows: Piece, bytes: &[u8]) -> Result<()> {
         self.inner.write_rows(layer, rows, bytes)
     }
 }
 
-fn node<K: Kernels>(kernels: K, slots: Slots, submission: Option<Duration>) -> Box<dyn Node> {
+pub fn node<K: Kernels>(kernels: K, slots: Slots, submission: Option<Duration>) -> Box<dyn Node> {
     let files = ModelFiles::open(&reference("llama-mha")).unwrap();
     let options = LoadOptions { context: 384, submission, cancel: &Cancel::new(), progress: &|_, _| {} };
     let name = kernels.name().to_owned();

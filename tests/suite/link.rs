@@ -23,7 +23,7 @@ use runahead::runahead::ring::Ring;
 use runahead::runahead::schedule::Schedule;
 use runahead::weights::ModelFiles;
 
-use super::chain::tokens;
+use super::chain::{self, tokens};
 
 fn wait() -> Wait {
     Wait::new(&Cancel::new())
@@ -304,4 +304,28 @@ fn links_have_names() {
         assert_eq!(link.name().parse::<Link>().unwrap(), link);
     }
     assert!(matches!("nvlink".parse::<Link>(), Err(Error::Unsupported { name, .. }) if name == "nvlink"));
+}
+
+#[test]
+fn rows_that_are_timed_come_back_as_they_were() {
+    let nodes = [
+        ("cpu", chain::node(Cpu::new("cpu", 1).unwrap(), Slots::All, None)),
+        ("copy", chain::node(gpu(Link::Copy), Slots::All, None)),
+        ("dma", chain::node(gpu(Link::Dma), Slots::All, None)),
+    ];
+    for (what, mut node) in nodes {
+        let (pool, rows) = (HostPool::default(), Piece::new(7, 90));
+        let bytes = pattern(2 * rows.len() * node.row_bytes(), 5);
+        node.write_rows(1, rows, &bytes).unwrap();
+        // Twice, so that the second time goes by memory that the first one left.
+        for part in [rows, Piece::new(50, 60)] {
+            let mut block = Block::on_trial(part, node.row_bytes(), node.link(), &pool).unwrap();
+            let took = node.time_link(1, &mut block, &wait()).unwrap();
+            assert!(took.iter().all(|way| *way > Duration::ZERO), "{what}: {took:?}");
+            let (held, k, v) = block.part(part);
+            assert_eq!((held, [k, v].concat()), (part, node.read_rows(1, part, &wait()).unwrap()), "{what}");
+        }
+        assert!(pool.idle_bytes() > 0);
+        assert!(node.read_rows(1, rows, &wait()).unwrap() == bytes, "{what}");
+    }
 }

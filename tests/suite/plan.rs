@@ -177,7 +177,15 @@ fn damaged_tables_are_refused_with_a_reason() {
 }
 
 fn choice(costs: &CostModel, table: Option<&Table>, len: usize) -> Result<Choice> {
-    choose(&Task { costs, table, past: 0, len, n_layers: 32, refuses: &|_, _| None })
+    choose(&Task {
+        costs,
+        costs_of: &|order| Ok(costs.pick(order)),
+        table,
+        past: 0,
+        len,
+        n_layers: 32,
+        refuses: &|_, _| None,
+    })
 }
 
 #[test]
@@ -212,13 +220,29 @@ fn an_adapter_that_does_not_help_is_left_out_with_a_reason() {
     // Too little memory for the last place of a chain, or for any.
     let set = costs(&[200.0, 200.0], 100e9);
     let refuses = |i: usize, last: bool| (i == 1 && last).then(|| "too little memory".to_owned());
-    let task = Task { costs: &set, table: None, past: 0, len: 8192, n_layers: 32, refuses: &refuses };
+    let task = Task {
+        costs: &set,
+        costs_of: &|order| Ok(set.pick(order)),
+        table: None,
+        past: 0,
+        len: 8192,
+        n_layers: 32,
+        refuses: &refuses,
+    };
     assert_eq!(choose(&task).unwrap().order, [1, 0]);
     let refuses = |i: usize, _: bool| (i == 1).then(|| "too little memory".to_owned());
     let chosen = choose(&Task { refuses: &refuses, ..task }).unwrap();
     assert_eq!((&chosen.order[..], &chosen.left_out[0].1[..]), (&[0][..], "too little memory"));
     let none = |_: usize, _: bool| Some("no".to_owned());
-    let task = Task { costs: &set, table: None, past: 0, len: 8192, n_layers: 32, refuses: &none };
+    let task = Task {
+        costs: &set,
+        costs_of: &|order| Ok(set.pick(order)),
+        table: None,
+        past: 0,
+        len: 8192,
+        n_layers: 32,
+        refuses: &none,
+    };
     assert!(matches!(choose(&task), Err(Error::Partition(_))));
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use runahead::dtype::Dtype;
 use runahead::engine::DeviceId;
 
-use crate::cli::args::{KvArgs, ModelArgs};
+use crate::cli::args::{GemmArgs, KvArgs, ModelArgs};
 use crate::cli::bench::{Shape, weight_types};
 use crate::cli::planning::{Cut, Prefill};
 
@@ -28,6 +28,8 @@ pub struct PlanArgs {
     pub split: Option<Cut>,
     #[command(flatten)]
     pub kv: KvArgs,
+    #[command(flatten)]
+    pub gemm: GemmArgs,
     /// Models, adapters and links on paper instead: a TOML file, described in examples/study.toml
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "synthetic", "n_prompt", "devices", "split"])]
     pub simulate: Option<PathBuf>,
