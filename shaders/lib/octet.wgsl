@@ -6,8 +6,9 @@ struct Octet {
 }
 
 fn octet(words: vec4<u32>) -> Octet {
-    return Octet(
-        vec4<f16>(vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y))),
-        vec4<f16>(vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w))),
-    );
+    return Octet(quad(words.x, words.y), quad(words.z, words.w));
+}
+
+fn quad(low: u32, high: u32) -> vec4<f16> {
+    return vec4<f16>(vec4<f32>(unpack2x16float(low), unpack2x16float(high)));
 }

@@ -1,5 +1,10 @@
-// Weights of any other format for the matrix units: unpacked in f32, then rounded; beyond ±65504 they saturate.
-fn tile_weight(packed: Packed, k: u32) -> Octet {
-    let w = unpack8(packed, k);
-    return Octet(to_act4(w[0]), to_act4(w[1]));
+// Weights of any other format for the matrix units, eight at a time: unpacked in f32, then rounded.
+alias Run = Packed;
+
+fn run_at(row: u32, k: u32) -> Run {
+    return packed8(row, k);
+}
+
+fn tile_weight(run: Run, k: u32, eight: u32) -> Octet {
+    return rounded(unpack8(run, k));
 }

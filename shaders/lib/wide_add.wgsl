@@ -1,7 +1,12 @@
 // Epilogue: out += sum, the residual stream, four at a time, where rows and parts of them begin at multiples of four.
 @group(0) @binding(OUT_BINDING) var<storage, read_write> out: array<vec4<f32>>;
 
+// What the sums of columns `column .. column + 4` are added to.
+fn before4(row: u32, column: u32) -> vec4<f32> {
+    return out[(params.out_start + row * params.out_stride + column) / 4u];
+}
+
 // The sums of columns `column .. column + 4`.
-fn finish4(row: u32, column: u32, sums: vec4<f32>) {
-    out[(params.out_start + row * params.out_stride + column) / 4u] += sums;
+fn finish4(row: u32, column: u32, sums: vec4<f32>, before: vec4<f32>) {
+    out[(params.out_start + row * params.out_stride + column) / 4u] = before + sums;
 }

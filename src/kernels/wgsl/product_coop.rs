@@ -29,13 +29,17 @@ struct Tile {
     staged: u32,
 }
 
-/// For widths that 64 divides, from the fastest to those that spread few rows farther. On an H200: 220 TFLOP/s for a product of 4096 x 4096 x 4096
-/// with the first; on an H100 176 with the second, about 100, 163 and 101 for 256 rows; the last one 62 for 64.
+/// For widths that 64 divides, from the fastest to those that spread few rows farther. On an H200: 253 TFLOP/s for a product of 4096 x 4096 x 4096
+/// with the first; for 256 rows 128, 165 and 126; for 128 rows 63, 85 and 122.
 const WIDE: [Tile; 3] = [
     Tile { m: 128, n: 128, k: 64, subgroup_m: 64, subgroup_n: 32, depth: 4, staged: 1 },
-    Tile { m: 128, n: 64, k: 64, subgroup_m: 64, subgroup_n: 32, depth: 2, staged: 2 },
-    Tile { m: 64, n: 64, k: 64, subgroup_m: 32, subgroup_n: 32, depth: 3, staged: 2 },
+    Tile { m: 128, n: 64, k: 64, subgroup_m: 64, subgroup_n: 32, depth: 3, staged: 2 },
+    Tile { m: 64, n: 64, k: 64, subgroup_m: 32, subgroup_n: 32, depth: 4, staged: 2 },
 ];
+
+/// The same for weights that are unpacked, which takes the registers that loads ahead would need: with four steps instead of two Q8_0 loses 4 % and
+/// Q4_K 8 % of 4096 x 4096 x 4096.
+const WIDE_PACKED: [Tile; 3] = [WIDE[0].ahead(2), WIDE[1].ahead(2), WIDE[2].ahead(3)];
 
 /// For other widths: 184 and 170 TFLOP/s.
 const NARROW: [Tile; 3] = [
@@ -44,7 +48,13 @@ const NARROW: [Tile; 3] = [
     Tile { m: 64, n: 64, k: 32, subgroup_m: 32, subgroup_n: 32, depth: 3, staged: 2 },
 ];
 
+const NARROW_PACKED: [Tile; 3] = [NARROW[0].ahead(2), NARROW[1].ahead(2), NARROW[2].ahead(2)];
+
 impl Tile {
+    const fn ahead(self, depth: u32) -> Self {
+        Self { depth, ..self }
+    }
+
     const fn subgroups(self) -> u32 {
         (self.m / self.subgroup_m) * (self.n / self.subgroup_n)
     }
@@ -53,16 +63,25 @@ impl Tile {
         rows.div_ceil(self.m).saturating_mul(n.div_ceil(self.n))
     }
 
-    /// The first tile that makes as many workgroups as keep the device `busy`; the bits of a row do not depend on it.
-    fn choose(format: Dtype, width: usize, rows: u32, n: u32, busy: usize) -> Self {
-        let [large, middle, small] = if width.is_multiple_of(64) { WIDE } else { NARROW };
-        let tile = [large, middle].into_iter().find(|tile| tile.count(rows, n) as usize >= busy).unwrap_or(small);
-        tile.suited(format)
+    const fn all(format: Dtype, wide: bool) -> [Self; 3] {
+        match (format, wide) {
+            (Dtype::F16, true) => WIDE,
+            (Dtype::F16, false) => NARROW,
+            (_, true) => WIDE_PACKED,
+            (_, false) => NARROW_PACKED,
+        }
     }
 
-    /// Unpacking takes the registers that loads ahead would need: with four steps instead of two Q8_0 loses 4 %, Q4_K 8 %.
-    fn suited(self, format: Dtype) -> Self {
-        Self { depth: if format == Dtype::F16 { self.depth } else { self.depth.min(2) }, ..self }
+    /// The first tile that makes as many workgroups as keep the device `busy`; the bits of a row do not depend on it.
+    fn choose(format: Dtype, width: usize, rows: u32, n: u32, busy: usize) -> Self {
+        let [large, middle, small] = Self::all(format, width.is_multiple_of(64));
+        [large, middle].into_iter().find(|tile| tile.count(rows, n) as usize >= busy).unwrap_or(small)
+    }
+
+    /// Elements of a weight row that a thread unpacks at a time: what 32 share is then decoded once (4096 x 4096 x 4096 on an H200: Q8_0 202 to 223
+    /// TFLOP/s, Q4_K 199 to 227).
+    const fn run(self, format: Dtype) -> u32 {
+        if self.k == 64 && tile_weight_part(format).is_some() { 32 } else { 8 }
     }
 }
 
@@ -74,6 +93,8 @@ pub(super) struct Variant {
     epilogue: Epilogue,
     bias: bool,
     tile: Tile,
+    /// Whether the loop over `k` may end between the steps that are written out.
+    exits: bool,
     /// Whether outputs can be written four sums at a time.
     aligned: bool,
 }
@@ -81,17 +102,20 @@ pub(super) struct Variant {
 impl Variant {
     pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
         let coop = Coop::USUAL;
-        let variant = move |tile, aligned| Self { coop, types, weight, epilogue, bias, tile, aligned };
+        let variant = move |tile, exits, aligned| Self { coop, types, weight, epilogue, bias, tile, exits, aligned };
         let aligned = (!bias).then(|| wide_part(epilogue)).flatten().is_some();
-        WIDE.into_iter()
-            .chain(NARROW)
-            .map(move |tile| tile.suited(weight))
-            .flat_map(move |tile| std::iter::once(variant(tile, false)).chain(aligned.then(|| variant(tile, true))))
+        let with_exits = [true, false].into_iter().filter(move |&exits| exits || weight != Dtype::F16);
+        [true, false].into_iter().flat_map(move |wide| Tile::all(weight, wide)).flat_map(move |tile| {
+            with_exits.clone().flat_map(move |exits| {
+                std::iter::once(variant(tile, exits, false)).chain(aligned.then(|| variant(tile, exits, true)))
+            })
+        })
     }
 
     pub fn spec(self) -> ShaderSpec {
         let Tile { m, n, k, subgroup_m, subgroup_n, depth, staged } = self.tile;
         let threads = self.coop.lanes * self.tile.subgroups();
+        let run = self.tile.run(self.weight);
         let constants = [
             ("TM", m),
             ("TN", n),
@@ -100,6 +124,7 @@ impl Variant {
             ("WN", subgroup_n),
             ("SUBGROUPS", self.tile.subgroups()),
             ("DEPTH", depth),
+            ("RUN", run),
             ("STAGED", staged),
         ];
         let counts = [
@@ -107,15 +132,19 @@ impl Variant {
             ("N_PARTS", subgroup_n / 16 / staged),
             ("STAGED", staged),
             ("X_LOADS", m * k / 8 / threads),
-            ("W_LOADS", n * k / 8 / threads),
+            ("W_LOADS", n * k / run / threads),
+            ("EIGHTS", run / 8),
             ("STEPS", k / 16),
             ("DEPTH", depth),
+            ("EXITS", u32::from(self.exits)),
+            ("STORES", 64 * staged / self.coop.lanes),
         ];
         let (types, weight, epilogue) = (self.types.name(), self.weight.name(), self.epilogue);
         let pairs = if self.aligned { "" } else { " in pairs" };
+        let exits = if self.exits { "" } else { " even" };
         let bias = self.bias;
         ShaderSpec {
-            name: format!("product_coop {types} {weight} {epilogue:?} bias={bias} {m}x{n}x{k}{pairs}"),
+            name: format!("product_coop {types} {weight} {epilogue:?} bias={bias} {m}x{n}x{k}{exits}{pairs}"),
             header: self.coop.header(&constants) + &unroll(PRODUCT, &counts),
             parts: self.parts(),
             op: include_str!("../../../shaders/lib/octet.wgsl"),
@@ -127,15 +156,30 @@ impl Variant {
 
     fn parts(self) -> Vec<&'static str> {
         let mut parts = input_parts(self.types, self.weight, self.bias);
-        parts.push(match self.weight {
-            Dtype::F16 => include_str!("../../../shaders/lib/tile_weight_f16.wgsl"),
-            _ => include_str!("../../../shaders/lib/tile_weight_any.wgsl"),
+        let in_runs = tile_weight_part(self.weight).filter(|_| self.tile.run(self.weight) == 32);
+        parts.extend(match (self.weight, in_runs) {
+            (Dtype::F16, _) => vec![include_str!("../../../shaders/lib/tile_weight_f16.wgsl")],
+            (_, Some(in_runs)) => vec![ROUNDED, in_runs],
+            (_, None) => vec![ROUNDED, include_str!("../../../shaders/lib/tile_weight_any.wgsl")],
         });
         match wide_part(self.epilogue).filter(|_| self.aligned) {
             Some(wide) => parts.push(wide),
             None => parts.extend([finish_part(self.epilogue), include_str!("../../../shaders/lib/wide_none.wgsl")]),
         }
         parts
+    }
+}
+
+const ROUNDED: &str = include_str!("../../../shaders/lib/rounded.wgsl");
+
+/// The formats whose blocks are unpacked 32 elements at a time.
+const fn tile_weight_part(format: Dtype) -> Option<&'static str> {
+    match format {
+        Dtype::Q8_0 => Some(include_str!("../../../shaders/lib/tile_weight_q8_0.wgsl")),
+        Dtype::Q4_0 => Some(include_str!("../../../shaders/lib/tile_weight_q4_0.wgsl")),
+        Dtype::Q4K => Some(include_str!("../../../shaders/lib/tile_weight_q4_k.wgsl")),
+        Dtype::Q5K => Some(include_str!("../../../shaders/lib/tile_weight_q5_k.wgsl")),
+        _ => None,
     }
 }
 
@@ -172,7 +216,9 @@ fn record_part(kernels: &Wgsl, coop: Coop, rec: &mut Recording, op: &Product<'_,
     let (weight, epilogue, bias) = (part.format, op.epilogue, op.bias.is_some());
     let tile = Tile::choose(weight, op.weight.width(), params.rows, params.n, kernels.busy());
     let aligned = !bias && wide_part(epilogue).is_some() && aligned(&params, epilogue);
-    let variant = Variant { coop, types: Types::of(op), weight, epilogue, bias, tile, aligned };
+    let steps = op.weight.width().div_ceil(tile.k as usize);
+    let exits = weight == Dtype::F16 || !steps.is_multiple_of(tile.depth as usize);
+    let variant = Variant { coop, types: Types::of(op), weight, epilogue, bias, tile, exits, aligned };
     let pipeline = kernels.pipeline(Kernel::ProductCoop(variant))?;
     let grid = [params.rows.div_ceil(tile.m), params.n.div_ceil(tile.n), 1];
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings(op, part), grid)
@@ -190,8 +236,9 @@ mod tests {
 
     #[test]
     fn few_rows_get_small_tiles_and_fewer_where_the_device_is_small() {
-        for (width, [large, middle, small]) in [(4096, WIDE), (96, NARROW)] {
-            let choose = |rows, n, busy| Tile::choose(Dtype::F16, width, rows, n, busy);
+        for (format, width) in [Dtype::F16, Dtype::Q8_0].into_iter().flat_map(|format| [(format, 4096), (format, 96)]) {
+            let [large, middle, small] = Tile::all(format, width == 4096);
+            let choose = |rows, n, busy| Tile::choose(format, width, rows, n, busy);
             assert_eq!([choose(4096, 4096, 128), choose(256, 4096, 128), choose(1, 64, 128)], [large, middle, small]);
             assert_eq!([choose(256, 4096, 32), choose(1, 64, 1)], [large; 2]);
             for rows in [1, 16, 100, 512, 5000] {
@@ -205,13 +252,15 @@ mod tests {
 
     #[test]
     fn subgroups_and_loads_divide_every_tile() {
-        for tile in WIDE.into_iter().chain(NARROW) {
-            let threads = 32 * tile.subgroups();
-            assert!(threads <= 256 && tile.m % tile.subgroup_m == 0 && tile.n % tile.subgroup_n == 0, "{tile:?}");
-            for rows in [tile.m, tile.n] {
-                assert!(rows * tile.k / 8 % threads == 0 && threads % (tile.k / 8) == 0, "{tile:?}");
+        for (format, wide) in Dtype::ALL.into_iter().flat_map(|format| [(format, true), (format, false)]) {
+            for tile in Tile::all(format, wide) {
+                let threads = 32 * tile.subgroups();
+                assert!(threads <= 256 && tile.m % tile.subgroup_m == 0 && tile.n % tile.subgroup_n == 0, "{tile:?}");
+                for (rows, run) in [(tile.m, 8), (tile.n, tile.run(format))] {
+                    assert!(rows * tile.k / run % threads == 0 && threads % (tile.k / run) == 0, "{tile:?} {format:?}");
+                }
+                assert!(tile.subgroup_n / 16 % tile.staged == 0 && tile.k % 16 == 0, "{tile:?}");
             }
-            assert!(tile.subgroup_n / 16 % tile.staged == 0 && tile.k % 16 == 0, "{tile:?}");
         }
     }
 }
