@@ -35,7 +35,7 @@ pub use crate::runahead::schedule::Mode;
 pub use builder::EngineBuilder;
 pub use calibrate::{CalibrateOptions, CalibrateStep, Calibration};
 pub use devices::{DeviceId, DeviceInfo, default_devices, devices};
-pub use gemm::{Gemm, cuda};
+pub use gemm::{CudaVersions, Gemm, cuda};
 pub use generation::{Generation, Token};
 pub use report::{AdapterReport, HandOff, PrefillReport};
 pub use saved::saved_tokens;

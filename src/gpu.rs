@@ -29,7 +29,7 @@ pub use adapter::{GpuAdapter, GpuInfo, GpuKind, Opening, Transfers, enumerate};
 pub use buffer::{Binding, Buffer};
 pub use caps::{Caps, CoopScalar, CoopShape, Tier};
 #[cfg(feature = "cuda")]
-pub use cuda::{Kernel, Launch, MatMul, Mixed, Module, cuda_version};
+pub use cuda::{Kernel, Launch, MatMul, Mixed, Module, cuda_versions};
 pub use device::{Gpu, Submission};
 pub use native::{HostMemory, copy_bytes};
 pub use peer::PeerMemory;

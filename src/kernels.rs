@@ -78,6 +78,10 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     }
     /// Bytes on the device that `matrix` will take, without making it.
     fn matrix_bytes(&self, source: &MatrixSource) -> u64;
+    /// Bytes that products with these matrices take beside them.
+    fn workspace_bytes(&self, _sources: &mut dyn Iterator<Item = MatrixSource>) -> u64 {
+        0
+    }
     /// Uploads (GPU: repacked; CPU: keeps reading the file's mapping).
     fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Self::Matrix>;
     /// Host bytes into a tensor, from element `offset` on. `bytes.len()` is a multiple of 4.

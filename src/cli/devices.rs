@@ -1,6 +1,6 @@
 //! `runahead devices`: the adapters of this machine, as a table or as JSON.
 
-use runahead::engine::{self, DeviceId, DeviceInfo};
+use runahead::engine::{self, CudaVersions, DeviceId, DeviceInfo};
 use serde::Serialize;
 
 use super::args::DevicesArgs;
@@ -11,7 +11,8 @@ use super::output;
 pub fn run(args: &DevicesArgs) -> Result<(), Failure> {
     let devices = engine::devices();
     if args.json {
-        let entries = devices.iter().map(Entry::new).collect::<Vec<_>>();
+        let cuda = engine::cuda();
+        let entries = devices.iter().map(|device| Entry::new(device, cuda.as_ref())).collect::<Vec<_>>();
         output::json_pretty(&entries)
     } else {
         output::print(&(table(&devices) + &cuda()))
@@ -39,6 +40,15 @@ struct Entry<'a> {
     tier: &'a str,
     memory_bytes: Option<u64>,
     limits: Limits,
+    cuda: Option<Cuda<'a>>,
+}
+
+/// What a GPU has of CUDA, or why it has none.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Cuda<'a> {
+    Versions { version: &'a str, cublaslt: &'a str },
+    Reason(&'a str),
 }
 
 /// What `--devices` takes: a number, or "cpu".
@@ -56,8 +66,22 @@ struct Limits {
     workgroup_memory_bytes: Option<u64>,
 }
 
+impl<'a> Cuda<'a> {
+    /// `None` for the CPU, and where the program was built without it.
+    fn new(device: &DeviceInfo, found: Option<&'a Result<CudaVersions, String>>) -> Option<Self> {
+        if device.id == DeviceId::Cpu {
+            return None;
+        }
+        Some(match found? {
+            Err(reason) => Cuda::Reason(reason),
+            Ok(_) if !device.driver.starts_with("NVIDIA") => Cuda::Reason("not NVIDIA's driver"),
+            Ok(CudaVersions { cuda, cublaslt }) => Cuda::Versions { version: cuda, cublaslt },
+        })
+    }
+}
+
 impl<'a> Entry<'a> {
-    fn new(device: &'a DeviceInfo) -> Self {
+    fn new(device: &'a DeviceInfo, cuda: Option<&'a Result<CudaVersions, String>>) -> Self {
         Self {
             index: match device.id {
                 DeviceId::Gpu(index) => Index::Number(index),
@@ -75,6 +99,7 @@ impl<'a> Entry<'a> {
                 max_binding_bytes: device.max_binding_bytes,
                 workgroup_memory_bytes: device.workgroup_memory_bytes,
             },
+            cuda: Cuda::new(device, cuda),
         }
     }
 }
@@ -113,4 +138,30 @@ fn row(device: &DeviceInfo) -> [String; HEADINGS.len()] {
         device.pci.clone().unwrap_or_else(|| "-".to_owned()),
         device.driver.clone(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_tells_the_versions_of_cuda_or_why_there_is_none() {
+        // The CPU's entry is there on every machine; a GPU's differs in what is set here.
+        let cpu = engine::devices().pop().unwrap();
+        let mut gpu = cpu.clone();
+        gpu.id = DeviceId::Gpu(0);
+        gpu.driver = "NVIDIA 580.95".to_owned();
+        let mut other = gpu.clone();
+        other.driver = "Mesa 25.0".to_owned();
+        let versions = Ok(CudaVersions { cuda: "13.0".to_owned(), cublaslt: "13.1".to_owned() });
+        let reason = Err("CUDA: no driver on this machine".to_owned());
+        let json = |device: &DeviceInfo, found| {
+            let entry = serde_json::to_value(Entry::new(device, found)).unwrap();
+            entry.get("cuda").unwrap().clone()
+        };
+        assert_eq!(json(&gpu, Some(&versions)), serde_json::json!({ "version": "13.0", "cublaslt": "13.1" }));
+        assert_eq!(json(&gpu, Some(&reason)), "CUDA: no driver on this machine");
+        assert_eq!(json(&other, Some(&versions)), "not NVIDIA's driver");
+        assert!(json(&gpu, None).is_null() && json(&cpu, Some(&versions)).is_null());
+    }
 }

@@ -347,7 +347,7 @@ impl Opening<'_> {
     #[cfg(feature = "cuda")]
     fn cuda(&self, adapter: &GpuAdapter, opening: gpu::Opening) -> Result<std::result::Result<Cuda, Option<String>>> {
         let open = || {
-            gpu::cuda_version().map_err(|reason| Error::Adapter { adapter: adapter.info().name.clone(), reason })?;
+            gpu::cuda_versions().map_err(|reason| Error::Adapter { adapter: adapter.info().name.clone(), reason })?;
             let gpu = adapter.open_with(gpu::Opening { export: true, ..opening })?.with_cuda()?;
             if let Some(folder) = &self.builder.pipelines {
                 gpu.keep_pipelines(folder);

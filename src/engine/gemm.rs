@@ -40,11 +40,26 @@ impl fmt::Display for Gemm {
     }
 }
 
+/// Versions of what an adapter multiplies with where it has CUDA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaVersions {
+    /// CUDA's, as the driver has it: `13.0`.
+    pub cuda: String,
+    /// cuBLASLt's: `13.1`.
+    pub cublaslt: String,
+}
+
+impl fmt::Display for CudaVersions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CUDA {}, cuBLASLt {}", self.cuda, self.cublaslt)
+    }
+}
+
 /// What this build and machine have of CUDA: versions, or the reason why products and attention are WGSL's. `None` where the program was built
 /// without the feature `cuda`.
-pub fn cuda() -> Option<std::result::Result<String, String>> {
+pub fn cuda() -> Option<std::result::Result<CudaVersions, String>> {
     #[cfg(feature = "cuda")]
-    return Some(crate::gpu::cuda_version());
+    return Some(crate::gpu::cuda_versions().map(|[cuda, cublaslt]| CudaVersions { cuda, cublaslt }));
     #[cfg(not(feature = "cuda"))]
     None
 }

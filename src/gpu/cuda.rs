@@ -42,10 +42,10 @@ const LEAST_CAPABILITY: i32 = 80;
 static KEPT: OnceLock<wgpu::Instance> = OnceLock::new();
 
 /// What there is of CUDA on this machine: the driver's version and cuBLASLt's, or why it cannot be used.
-pub fn cuda_version() -> std::result::Result<String, String> {
+pub fn cuda_versions() -> std::result::Result<[String; 2], String> {
     let driver = driver::version()?;
     let blas = blas::version().ok_or("cuBLASLt: the library was not found")?;
-    Ok(format!("CUDA {}.{}, cuBLASLt {}.{}", driver / 1000, driver % 1000 / 10, blas / 10_000, blas / 100 % 100))
+    Ok([format!("{}.{}", driver / 1000, driver % 1000 / 10), format!("{}.{}", blas / 10_000, blas / 100 % 100)])
 }
 
 /// CUDA's side of a device.

@@ -1,8 +1,8 @@
 //! The kernels on an NVIDIA GPU that Vulkan and CUDA share: prefill by cuBLASLt and kernels in PTX, all else by the WGSL kernels, on the same tensors.
 //!
-//! Each operation is recorded for the side that suits it. Products of f16 weights and attention, where the time goes, are CUDA's wherever it has a
-//! kernel for them; norm and rotation, which are small, are done where the recording stands, so that a layer does not change sides for them;
-//! everything of one row (decode, the last row's head), embedding, other weight formats, biases, soft-caps and other sizes of heads are WGSL's.
+//! Each operation is recorded for the side that suits it. Products and attention, where the time goes, are CUDA's wherever it has a kernel for
+//! them and there are rows enough; norm and rotation, which are small, are done where the recording stands, so that a layer does not change sides
+//! for them; everything of one row (decode, the last row's head), embedding, biases of gated products, soft-caps and other sizes of heads are WGSL's.
 //!
 //! The granule invariant does not hold here: which algorithm cuBLASLt takes, and with it the order of a row's sums, depends on the number of rows.
 //! Attention, norm and rotation keep it. `verify` compares within the tolerance of f16.
@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::wgsl::tensor::Args;
 use super::wgsl::{Matrix, Tensor, Wgsl};
 use super::{
-    ArgMax, Attention, AttentionDecode, Embed, HeadNorm, Kernels, MAX_ROWS_AT_ONCE, MatrixSource, Norm, Part, Product,
-    RopeCache, RowOrder, Run, SoftCap,
+    ArgMax, Attention, AttentionDecode, Embed, HeadNorm, Kernels, MAX_ROWS_AT_ONCE, MatrixSource, Norm, Part, Phase,
+    Product, RopeCache, RowOrder, Run, SoftCap,
 };
 use crate::cancel::Wait;
 use crate::dtype::Scalar;
@@ -24,11 +24,16 @@ use crate::gpu::{Buffer, Download, Gpu, HostMemory, Kernel, Mixed, PeerMemory, S
 
 mod attention;
 mod attention_ptx;
+mod epilogues_ptx;
 mod product;
 #[cfg(test)]
 mod ptx_check;
+#[cfg(test)]
+mod ptx_run;
 mod rows;
 mod rows_ptx;
+mod weights;
+mod weights_ptx;
 
 /// Rows of the widest activations computed at a time. cuBLASLt on an H200, TFLOP/s for 22016 x 4096 and 4096 x 11008: 725 and 722 at 512 rows, 759 and 779 at 4,096.
 const ROWS_AT_ONCE: usize = MAX_ROWS_AT_ONCE;
@@ -38,6 +43,11 @@ const ROWS_AT_ONCE: usize = MAX_ROWS_AT_ONCE;
 /// An H200 takes 17 ms for Llama-2-7B's layers by WGSL at 16 rows, and 11 by CUDA at 32.
 const LEAST_ROWS: usize = 16;
 
+/// The same where weights are made f16 first, which takes as long for few rows as for many.
+///
+/// An H200 takes 21.8 ms for Llama-3-8B in Q4_K by WGSL at 128 rows and 17.7 by CUDA.
+const LEAST_ROWS_CONVERTED: usize = 128;
+
 /// Matrices that suit cuBLASLt beside which there must be more for a model's products to be CUDA's: the embedding and the head, which files keep in
 /// f16 whatever the layers' format.
 const OUTSIDE_LAYERS: usize = 2;
@@ -45,7 +55,8 @@ const OUTSIDE_LAYERS: usize = 2;
 /// An NVIDIA GPU with CUDA beside wgpu.
 pub struct Cuda {
     wgsl: Wgsl,
-    least_rows: usize,
+    /// [`LEAST_ROWS`] and [`LEAST_ROWS_CONVERTED`].
+    least_rows: [usize; 2],
     /// Whether rows go to other devices directly.
     peers: bool,
     /// Whether small operations are done where the recording stands.
@@ -53,10 +64,44 @@ pub struct Cuda {
     rows: rows::Kernels,
     /// One for each size of head in [`attention_ptx::HEAD_DIMS`].
     attention: [Kernel; attention_ptx::HEAD_DIMS.len()],
-    /// Matrices that suit cuBLASLt.
+    converter: weights::Converter,
+    /// Matrices that suit cuBLASLt, and those of them that are made f16 first.
     n_suiting: AtomicUsize,
+    n_converted: AtomicUsize,
     /// What gated products make before their activation, F16 `[ROWS_AT_ONCE, n]` for the largest `n`.
-    pairs: Mutex<Option<Buffer>>,
+    pairs: Room,
+}
+
+/// Scratch memory for one operation at a time, which grows while weights are uploaded.
+struct Room {
+    label: &'static str,
+    buffer: Mutex<Option<Buffer>>,
+}
+
+impl Room {
+    fn new(label: &'static str) -> Self {
+        Self { label, buffer: Mutex::default() }
+    }
+
+    fn buffer(&self) -> MutexGuard<'_, Option<Buffer>> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes it hold so many bytes at least.
+    fn make(&self, gpu: &Gpu, bytes: u64) -> Result<()> {
+        let mut buffer = self.buffer();
+        if buffer.as_ref().map_or(0, Buffer::bytes) < bytes {
+            // The smaller one goes first.
+            *buffer = None;
+            *buffer = Some(gpu.buffer(self.label, bytes)?);
+        }
+        Ok(())
+    }
+
+    /// The memory, where it holds so many bytes.
+    fn of(&self, bytes: u64) -> Option<Buffer> {
+        self.buffer().as_ref().filter(|buffer| buffer.bytes() >= bytes).cloned()
+    }
 }
 
 impl Cuda {
@@ -65,17 +110,20 @@ impl Cuda {
     /// Errors: [`Error::Shader`](crate::Error::Shader) where its activations are not f16, or the driver's.
     pub fn new(gpu: Arc<Gpu>) -> Result<Self> {
         let (rows, attention) = (rows::Kernels::compile(&gpu)?, attention::compile(&gpu)?);
+        let converter = weights::Converter::compile(&gpu)?;
         let wgsl = Wgsl::new(gpu)?;
         Args("CUDA").ensure(wgsl.activation() == Scalar::F16, || "activations are not f16 here".to_owned())?;
         Ok(Self {
             wgsl,
-            least_rows: LEAST_ROWS,
+            least_rows: [LEAST_ROWS, LEAST_ROWS_CONVERTED],
             follows: true,
             peers: false,
             rows,
             attention,
+            converter,
             n_suiting: AtomicUsize::new(0),
-            pairs: Mutex::default(),
+            n_converted: AtomicUsize::new(0),
+            pairs: Room::new("gate and up"),
         })
     }
 
@@ -86,35 +134,27 @@ impl Cuda {
 
     /// The same with every operation on CUDA's side that it has a kernel for, however small: tries the kernels, and all ways of changing sides.
     pub fn eager(gpu: Arc<Gpu>) -> Result<Self> {
-        Ok(Self { least_rows: 1, follows: false, ..Self::new(gpu)? })
+        Ok(Self { least_rows: [1; 2], follows: false, ..Self::new(gpu)? })
     }
 
     fn gpu(&self) -> &Arc<Gpu> {
         self.wgsl.gpu()
     }
 
-    /// Whether the products of the model's layers are CUDA's.
-    fn multiplies(&self) -> bool {
-        self.n_suiting.load(Ordering::Relaxed) > OUTSIDE_LAYERS || !self.follows
+    /// Rows below which products are WGSL's, of weights as they are or of those that are made f16.
+    fn least_rows(&self, converted: bool) -> usize {
+        self.least_rows[usize::from(converted)]
+    }
+
+    /// Whether the products of the model's layers are CUDA's for so many rows.
+    fn multiplies(&self, rows: usize) -> bool {
+        let beside = |n: &AtomicUsize| n.load(Ordering::Relaxed) > OUTSIDE_LAYERS;
+        rows >= self.least_rows(beside(&self.n_converted)) && (beside(&self.n_suiting) || !self.follows)
     }
 
     /// Whether a small operation is CUDA's.
     fn stays(&self, rec: &Mixed) -> bool {
         rec.is_at_cuda() || !self.follows
-    }
-
-    fn pairs(&self) -> MutexGuard<'_, Option<Buffer>> {
-        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Room for the pairs of gated products with `n` columns, made while weights are uploaded.
-    fn make_room_for_pairs(&self, n: usize) -> Result<()> {
-        let bytes = (ROWS_AT_ONCE * n * 2) as u64;
-        let mut pairs = self.pairs();
-        if pairs.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
-            *pairs = Some(self.gpu().buffer("gate and up", bytes)?);
-        }
-        Ok(())
     }
 }
 
@@ -136,6 +176,16 @@ fn for_wgsl<'a>(runs: &[Run<'a, Cuda>]) -> Vec<Run<'a, Wgsl>> {
         host_offset: *host_offset,
     };
     runs.iter().map(run).collect()
+}
+
+fn norm_for_wgsl<'a>(op: Norm<'a, Cuda>) -> Norm<'a, Wgsl> {
+    let Norm { x, weight, bias, out, rows, width, eps, kind, add } = op;
+    Norm { x, weight, bias, out, rows, width, eps, kind, add }
+}
+
+fn product_for_wgsl<'a>(op: Product<'a, Cuda>) -> Product<'a, Wgsl> {
+    let Product { x, weight, bias, out, rows, out_row, epilogue, phase } = op;
+    Product { x, weight, bias, out, rows, out_row, epilogue, phase }
 }
 
 impl Kernels for Cuda {
@@ -207,11 +257,21 @@ impl Kernels for Cuda {
         let matrix = self.wgsl.matrix(label, source)?;
         if product::suits(&matrix) {
             self.n_suiting.fetch_add(1, Ordering::Relaxed);
+            if product::is_converted(&matrix) {
+                self.n_converted.fetch_add(1, Ordering::Relaxed);
+                self.converter.make_room(self.gpu(), source)?;
+            }
             if source.rows == RowOrder::Alternating {
-                self.make_room_for_pairs(matrix.rows())?;
+                self.pairs.make(self.gpu(), product::pair_bytes(matrix.rows()))?;
             }
         }
         Ok(matrix)
+    }
+
+    fn workspace_bytes(&self, sources: &mut dyn Iterator<Item = MatrixSource>) -> u64 {
+        let needs = sources.map(|source| (product::pairs_of(&source), weights::room_bytes(&source)));
+        let most = needs.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)));
+        most.map_or(0, |(pairs, converted)| pairs + converted)
     }
 
     fn write(&self, to: &Tensor, offset: usize, bytes: &[u8]) -> Result<()> {
@@ -232,8 +292,7 @@ impl Kernels for Cuda {
     }
 
     fn norm(&self, rec: &mut Mixed, op: Norm<'_, Self>) -> Result<()> {
-        let Norm { x, weight, bias, out, rows, width, eps, kind, add } = op;
-        let op = Norm { x, weight, bias, out, rows, width, eps, kind, add };
+        let op = norm_for_wgsl(op);
         if self.stays(rec) && rows::suits_norm(&op) {
             return rows::norm(self, rec, &op);
         }
@@ -241,12 +300,19 @@ impl Kernels for Cuda {
     }
 
     fn product(&self, rec: &mut Mixed, op: Product<'_, Self>) -> Result<()> {
-        let Product { x, weight, bias, out, rows, out_row, epilogue, phase } = op;
-        let op = Product { x, weight, bias, out, rows, out_row, epilogue, phase };
-        if product::suits(weight) && product::suits_call(self, &op) {
+        let op = product_for_wgsl(op);
+        if product::suits(op.weight) && product::suits_call(self, rec, &op) {
             return product::record(self, rec, &op);
         }
         self.wgsl.product(rec.gpu(), op)
+    }
+
+    fn norm_product(&self, rec: &mut Mixed, norm: Norm<'_, Self>, product: Product<'_, Self>) -> Result<()> {
+        if product.phase == Phase::Decode {
+            return self.wgsl.norm_product(rec.gpu(), norm_for_wgsl(norm), product_for_wgsl(product));
+        }
+        self.norm(rec, norm)?;
+        self.product(rec, product)
     }
 
     fn rope_cache(&self, rec: &mut Mixed, op: RopeCache<'_, Self>) -> Result<()> {
@@ -262,7 +328,7 @@ impl Kernels for Cuda {
     fn attention(&self, rec: &mut Mixed, op: Attention<'_, Self>) -> Result<()> {
         let Attention { qkv, k, v, out, rows, kv_heads, position, dense_keys, dims, scale, rules, bias } = op;
         let op = Attention { qkv, k, v, out, rows, kv_heads, position, dense_keys, dims, scale, rules, bias };
-        if attention::suits(self, &op) {
+        if attention::suits(self, rec, &op) {
             return attention::record(self, rec, &op);
         }
         self.wgsl.attention(rec.gpu(), op)

@@ -29,7 +29,7 @@ mod attention_decode;
 mod ceiling;
 mod coop;
 mod embed;
-mod matrix;
+pub(super) mod matrix;
 mod matvec;
 mod norm;
 pub(super) mod planes;

@@ -109,7 +109,8 @@ impl<K: Kernels> Model<K> {
             let outside = [&embedding].into_iter().chain(head.iter().map(|head| &head.matrix)).cloned();
             outside.chain(layers.iter().flat_map(of_layer))
         };
-        memory::check(&*kernels, "weights", all().map(|m| kernels.matrix_bytes(&m)).sum())?;
+        let weights_bytes: u64 = all().map(|m| kernels.matrix_bytes(&m)).sum();
+        memory::check(&*kernels, "weights", weights_bytes.saturating_add(kernels.workspace_bytes(&mut all())))?;
         let total = all().map(|m| bytes(&m)).sum();
         let mut upload = Upload { kernels: &*kernels, options, done: 0, total };
 

@@ -97,7 +97,7 @@ fn devices_lists_the_adapters_as_json() {
     let devices = devices.as_array().unwrap();
     let types = ["discrete", "integrated", "virtual", "software", "cpu", "other"];
     for (i, device) in devices.iter().enumerate() {
-        let expected = ["backend", "driver", "index", "limits", "memory_bytes", "name", "pci", "tier", "type"];
+        let expected = ["backend", "cuda", "driver", "index", "limits", "memory_bytes", "name", "pci", "tier", "type"];
         assert_eq!(keys(device), expected);
         assert_eq!(keys(&device["limits"]), ["max_binding_bytes", "max_buffer_bytes", "workgroup_memory_bytes"]);
         let is_cpu = i + 1 == devices.len();
@@ -108,6 +108,7 @@ fn devices_lists_the_adapters_as_json() {
             assert!(device[key].is_string(), "{key} of {device}");
         }
         assert!(device["pci"].is_string() || device["pci"].is_null(), "{device}");
+        assert_eq!(device["cuda"].is_null(), is_cpu || !cfg!(feature = "cuda"), "{device}");
         for size in [&device["memory_bytes"], &device["limits"]["max_buffer_bytes"]] {
             assert!(size.is_null() || size.as_u64().unwrap() > 0, "{device}");
         }

@@ -44,13 +44,15 @@ fn gain_seconds(q_width: usize, rows: usize, past: usize) -> f64 {
     flop * (1.0 / 97e12 - 1.0 / 340e12)
 }
 
-/// Whether a kernel does what is asked for, and is worth it: in a model whose products are WGSL's, as those of quantised weights are, attention
-/// has to pay for the change of sides alone.
-pub(super) fn suits(cuda: &Cuda, op: &Attention<'_, Wgsl>) -> bool {
+/// Whether a kernel does what is asked for, and is worth it: where the products of these rows are WGSL's, attention has to pay for the change of
+/// sides alone.
+pub(super) fn suits(cuda: &Cuda, rec: &Mixed, op: &Attention<'_, Wgsl>) -> bool {
+    let rows = op.rows.len();
+    let gains = || gain_seconds(op.dims.q_width(), rows, op.position) > CHANGE_SECONDS;
     kernel(cuda, op.dims.head_dim).is_some()
         && op.k.kv() == KvDtype::F16
-        && op.rows.len() >= cuda.least_rows
-        && (cuda.multiplies() || gain_seconds(op.dims.q_width(), op.rows.len(), op.position) > CHANGE_SECONDS)
+        && rows >= cuda.least_rows(false)
+        && (rec.is_at_cuda() || cuda.multiplies(rows) || gains())
         && op.bias.is_none()
         && op.rules.soft_cap.is_none()
         && op.scale > 0.0

@@ -1,4 +1,4 @@
-//! Launches of the small kernels of [`rows_ptx`]: norm, rotation, gated activations, saturation.
+//! Launches of the small kernels of [`rows_ptx`]: norm, rotation, activations, biases, saturation.
 
 use super::rows_ptx::{self, THREADS};
 use super::{Cuda, float, place};
@@ -10,14 +10,18 @@ use crate::kernels::wgsl::Wgsl;
 use crate::kernels::wgsl::tensor::{Args, Tensor};
 use crate::kernels::{Epilogue, Norm, RopeCache};
 
-/// Elements that a thread of the flat kernels takes.
+/// Elements that a thread of the flat kernels takes, in f16 and in f32.
 const FLAT: usize = 8;
+const FLAT_WIDE: usize = 4;
 
 /// The kernels, compiled.
 pub(super) struct Kernels {
-    norm: Kernel,
+    rms_norm: Kernel,
+    layer_norm: Kernel,
     saturate: Kernel,
     add_bias: Kernel,
+    add_bias_wide: Kernel,
+    gelu: Kernel,
     swiglu: Kernel,
     geglu: Kernel,
     rope_halves: Kernel,
@@ -29,9 +33,12 @@ impl Kernels {
         let module = gpu.cuda_module(&rows_ptx::source())?;
         let kernel = |name| gpu.cuda_kernel(&module, name, 0);
         Ok(Self {
-            norm: kernel("norm")?,
+            rms_norm: kernel("rms_norm")?,
+            layer_norm: kernel("layer_norm")?,
             saturate: kernel("saturate")?,
             add_bias: kernel("add_bias")?,
+            add_bias_wide: kernel("add_bias_wide")?,
+            gelu: kernel("gelu")?,
             swiglu: kernel("swiglu")?,
             geglu: kernel("geglu")?,
             rope_halves: kernel("rope_halves")?,
@@ -41,12 +48,12 @@ impl Kernels {
 
     /// What is beyond f16 among `len` elements from `start` on becomes its largest value. Both are multiples of 8.
     pub fn saturate(&self, rec: &mut Mixed, x: &Tensor, start: usize, len: usize) -> Result<()> {
-        let params = vec![place(x, start)?, flat_count("saturate", len)?];
-        rec.launch(flat(&self.saturate, params, len)?, &[&x.buffer]);
+        let params = vec![place(x, start)?, flat_count("saturate", len / FLAT)?];
+        rec.launch(flat(&self.saturate, params, len / FLAT)?, &[&x.buffer]);
         Ok(())
     }
 
-    /// Adds a bias to each of `rows` rows, `[rows, columns]` from element `start` on, which saturate. Start and columns are multiples of 8.
+    /// Adds a bias to each of `rows` rows, `[rows, columns]` from element `start` on. Start and columns are multiples of 8.
     pub fn add_bias(
         &self,
         rec: &mut Mixed,
@@ -55,10 +62,22 @@ impl Kernels {
         bias: &Tensor,
         (rows, columns): (usize, usize),
     ) -> Result<()> {
-        let count = flat_count("add_bias", rows * columns)?;
-        let params = vec![place(x, start)?, place(bias, 0)?, count, flat_count("add_bias", columns)?];
-        rec.launch(flat(&self.add_bias, params, rows * columns)?, &[&x.buffer, &bias.buffer]);
-        Ok(())
+        if x.scalar == Scalar::F16 {
+            return finish(&self.add_bias, FLAT, rec, x, start, Some(bias), (rows, columns));
+        }
+        finish(&self.add_bias_wide, FLAT_WIDE, rec, x, start, Some(bias), (rows, columns))
+    }
+
+    /// The same, also without bias, and GELU of the sums, in f16.
+    pub fn gelu(
+        &self,
+        rec: &mut Mixed,
+        x: &Tensor,
+        start: usize,
+        bias: Option<&Tensor>,
+        (rows, columns): (usize, usize),
+    ) -> Result<()> {
+        finish(&self.gelu, FLAT, rec, x, start, bias, (rows, columns))
     }
 
     /// `len` outputs from `start` on of the pairs (gate, up) in a buffer. Both are multiples of 8.
@@ -72,25 +91,44 @@ impl Kernels {
         len: usize,
     ) -> Result<()> {
         let kernel = if epilogue == Epilogue::GeGlu { &self.geglu } else { &self.swiglu };
-        let params = vec![pairs.cuda_address()?, place(out, start)?, flat_count("gate", len)?];
-        rec.launch(flat(kernel, params, len)?, &[pairs, &out.buffer]);
+        let params = vec![pairs.cuda_address()?, place(out, start)?, flat_count("gate", len / FLAT)?];
+        rec.launch(flat(kernel, params, len / FLAT)?, &[pairs, &out.buffer]);
         Ok(())
     }
 }
 
-/// Threads of a kernel that takes [`FLAT`] elements a thread.
-fn flat_count(what: &'static str, len: usize) -> Result<u64> {
-    Args(what).u32(len / FLAT).map(u64::from)
+/// A kernel that goes over rows in place, `each` elements a thread.
+fn finish(
+    kernel: &Kernel,
+    each: usize,
+    rec: &mut Mixed,
+    x: &Tensor,
+    start: usize,
+    bias: Option<&Tensor>,
+    (rows, columns): (usize, usize),
+) -> Result<()> {
+    let threads = rows * columns / each;
+    let address = bias.map_or(Ok(0), |bias| place(bias, 0))?;
+    let params = vec![place(x, start)?, address, flat_count("bias", threads)?, flat_count("bias", columns / each)?];
+    let buffers: Vec<&Buffer> = [Some(x), bias].into_iter().flatten().map(|tensor| &tensor.buffer).collect();
+    rec.launch(flat(kernel, params, threads)?, &buffers);
+    Ok(())
 }
 
-fn flat(kernel: &Kernel, params: Vec<u64>, len: usize) -> Result<Launch> {
-    let blocks = Args("a flat kernel").u32((len / FLAT).div_ceil(THREADS as usize))?;
+/// A number of threads as a parameter.
+fn flat_count(what: &'static str, threads: usize) -> Result<u64> {
+    Args(what).u32(threads).map(u64::from)
+}
+
+/// Threads that share nothing.
+fn flat(kernel: &Kernel, params: Vec<u64>, threads: usize) -> Result<Launch> {
+    let blocks = Args("a flat kernel").u32(threads.div_ceil(THREADS as usize))?;
     Ok(Launch { kernel: kernel.clone(), grid: [blocks, 1, 1], threads: THREADS, params })
 }
 
 /// Whether the norm is one that the kernel computes.
 pub(super) fn suits_norm(op: &Norm<'_, Wgsl>) -> bool {
-    op.kind == NormKind::Rms && op.bias.is_none() && !op.add && op.out.scalar == Scalar::F16 && !op.rows.is_empty()
+    !op.add && op.out.scalar == Scalar::F16 && !op.rows.is_empty()
 }
 
 pub(super) fn norm(cuda: &Cuda, rec: &mut Mixed, op: &Norm<'_, Wgsl>) -> Result<()> {
@@ -99,18 +137,27 @@ pub(super) fn norm(cuda: &Cuda, rec: &mut Mixed, op: &Norm<'_, Wgsl>) -> Result<
     args.holds("x", op.x, Scalar::F32, op.rows.end, op.width)?;
     args.holds("weight", op.weight, Scalar::F32, 1, op.width)?;
     args.holds("out", op.out, Scalar::F16, op.rows.end, op.width)?;
+    if let Some(bias) = op.bias {
+        args.holds("bias", bias, Scalar::F32, 1, op.width)?;
+    }
     let start = op.rows.start * op.width;
     let params = vec![
         place(op.x, start)?,
         place(op.weight, 0)?,
+        op.bias.map_or(Ok(0), |bias| place(bias, 0))?,
         place(op.out, start)?,
         (op.width / 4) as u64,
         float(1.0 / op.width as f32),
         float(op.eps),
     ];
     let grid = [args.u32(args.count(&op.rows)?)?, 1, 1];
-    let launch = Launch { kernel: cuda.rows.norm.clone(), grid, threads: THREADS, params };
-    rec.launch(launch, &[&op.x.buffer, &op.weight.buffer, &op.out.buffer]);
+    let kernel = match op.kind {
+        NormKind::Rms => &cuda.rows.rms_norm,
+        NormKind::Layer => &cuda.rows.layer_norm,
+    };
+    let buffers: Vec<&Buffer> =
+        [Some(op.x), Some(op.weight), op.bias, Some(op.out)].into_iter().flatten().map(|t| &t.buffer).collect();
+    rec.launch(Launch { kernel: kernel.clone(), grid, threads: THREADS, params }, &buffers);
     Ok(())
 }
 

@@ -1,56 +1,55 @@
-//! The text of the small kernels between products and attention, in PTX: norm, rotation, gated activations, saturation.
+//! The text of the small kernels between products and attention, in PTX: norms and rotation, with the epilogues of products in one module.
 //!
-//! They do what `shaders/norm.wgsl`, `shaders/rope_cache.wgsl` and the epilogues of `shaders/product.wgsl` do, so that a layer need not change
-//! sides for them. Stores to f16 saturate at 65504.
+//! They do what `shaders/norm.wgsl` and `shaders/rope_cache.wgsl` do, and [`epilogues_ptx`] what the epilogues of `shaders/product.wgsl` do, so that a
+//! layer need not change sides for them. Stores to f16 saturate at 65504.
 
 use std::fmt::Write;
+
+use super::epilogues_ptx;
 
 /// Threads of a block of every kernel here.
 pub const THREADS: u32 = 256;
 
-/// One module: `norm`, `saturate`, `add_bias`, `swiglu`, `geglu`, `rope_halves`, `rope_adjacent`.
+/// One module: `rms_norm`, `layer_norm`, `saturate`, `add_bias`, `gelu`, `add_bias_wide`, `swiglu`, `geglu`, `rope_halves`, `rope_adjacent`.
 pub fn source() -> String {
     let mut text = ".version 7.0\n.target sm_80\n.address_size 64\n".to_owned();
-    text += NORM;
-    text += SATURATE;
-    text += &add_bias();
-    // z / (1 + exp(-z)) and z / (1 + exp(-2 u)), u = sqrt(2 / pi) (z + 0.044715 z^3).
-    text += &gated("swiglu", "mul.f32 %f2, %f0, 0fBFB8AA3B;");
-    text += &gated(
-        "geglu",
-        "mul.f32 %f2, %f0, 0f3D372713;
-    fma.rn.f32 %f2, %f2, %f0, 0f3F800000;
-    mul.f32 %f2, %f2, %f0;
-    mul.f32 %f2, %f2, 0fC0135761;",
-    );
+    text += &norm("rms_norm", false);
+    text += &norm("layer_norm", true);
+    text += &epilogues_ptx::source();
     // Where a thread's two pairs lie in a head, and which of their four elements turn with which.
     text += &rope("rope_halves", "mov.u32 %r10, %r8; add.u32 %r11, %r8, %rotary4;", ["0", "1", "2", "3"]);
     text += &rope("rope_adjacent", "shl.b32 %r10, %r8, 1; add.u32 %r11, %r10, 1;", ["0", "2", "1", "3"]);
     text
 }
 
-/// RMSNorm, one block a row of f32; f16 out.
-const NORM: &str = "
-.visible .entry norm(.param .u64 x, .param .u64 weight, .param .u64 out, .param .u32 width4, .param .f32 inverse, .param .f32 eps)
+/// RMSNorm or LayerNorm, one block a row of f32; f16 out. A bias whose address is 0 is none.
+fn norm(name: &str, layer: bool) -> String {
+    let mut text = format!(
+        "
+.visible .entry {name}(
+    .param .u64 x, .param .u64 weight, .param .u64 bias, .param .u64 out, .param .u32 width4, .param .f32 inverse, .param .f32 eps)
 .maxntid 256, 1, 1
-{
+{{
     .reg .b32 %most, %least;
-    .reg .pred %p;
+    .reg .pred %p, %biased;
     .reg .u32 %i, %width, %row, %lane, %warp;
-    .reg .u64 %x, %w, %out, %at;
-    .reg .f32 %a<4>, %b<4>, %sum, %t, %inverse, %eps;
+    .reg .u64 %x, %w, %bias, %out, %at;
+    .reg .f32 %a<4>, %b<4>, %c<4>, %sum, %t, %mean, %inverse, %eps;
     .reg .b32 %h<2>, %place;
-    .shared .align 16 .f32 sums[8];
+    .shared .align 16 .f32 sums[16];
     mov.b32 %most, 0x7bff7bff;
     mov.b32 %least, 0xfbfffbff;
     ld.param.u64 %x, [x];
     ld.param.u64 %w, [weight];
+    ld.param.u64 %bias, [bias];
     ld.param.u64 %out, [out];
     ld.param.u32 %width, [width4];
     ld.param.f32 %inverse, [inverse];
     ld.param.f32 %eps, [eps];
+    setp.ne.u64 %biased, %bias, 0;
     cvta.to.global.u64 %x, %x;
     cvta.to.global.u64 %w, %w;
+    cvta.to.global.u64 %bias, %bias;
     cvta.to.global.u64 %out, %out;
     mov.u32 %row, %ctaid.x;
     mul.wide.u32 %at, %row, %width;
@@ -58,53 +57,22 @@ const NORM: &str = "
     add.u64 %out, %out, %at;
     shl.b64 %at, %at, 1;
     add.u64 %x, %x, %at;
-    mov.f32 %sum, 0f00000000;
-    mov.u32 %i, %tid.x;
-SQUARES:
-    setp.ge.u32 %p, %i, %width;
-    @%p bra SUM;
-    mul.wide.u32 %at, %i, 16;
-    add.u64 %at, %x, %at;
-    ld.global.v4.f32 {%a0, %a1, %a2, %a3}, [%at];
-    fma.rn.f32 %sum, %a0, %a0, %sum;
-    fma.rn.f32 %sum, %a1, %a1, %sum;
-    fma.rn.f32 %sum, %a2, %a2, %sum;
-    fma.rn.f32 %sum, %a3, %a3, %sum;
-    add.u32 %i, %i, 256;
-    bra SQUARES;
-SUM:
-    bar.warp.sync 0xffffffff;
-    shfl.sync.bfly.b32 %t, %sum, 16, 31, 0xffffffff;
-    add.f32 %sum, %sum, %t;
-    shfl.sync.bfly.b32 %t, %sum, 8, 31, 0xffffffff;
-    add.f32 %sum, %sum, %t;
-    shfl.sync.bfly.b32 %t, %sum, 4, 31, 0xffffffff;
-    add.f32 %sum, %sum, %t;
-    shfl.sync.bfly.b32 %t, %sum, 2, 31, 0xffffffff;
-    add.f32 %sum, %sum, %t;
-    shfl.sync.bfly.b32 %t, %sum, 1, 31, 0xffffffff;
-    add.f32 %sum, %sum, %t;
-    mov.u32 %i, %tid.x;
-    and.b32 %lane, %i, 31;
-    shr.u32 %warp, %i, 5;
-    shl.b32 %warp, %warp, 2;
-    mov.u32 %place, sums;
-    add.u32 %warp, %warp, %place;
-    setp.eq.u32 %p, %lane, 0;
-    @%p st.shared.f32 [%warp], %sum;
-    bar.sync 0;
-    ld.shared.v4.f32 {%a0, %a1, %a2, %a3}, [sums];
-    ld.shared.v4.f32 {%b0, %b1, %b2, %b3}, [sums+16];
-    add.f32 %a0, %a0, %a1;
-    add.f32 %a2, %a2, %a3;
-    add.f32 %b0, %b0, %b1;
-    add.f32 %b2, %b2, %b3;
-    add.f32 %a0, %a0, %a2;
-    add.f32 %b0, %b0, %b2;
-    add.f32 %sum, %a0, %b0;
-    fma.rn.f32 %sum, %sum, %inverse, %eps;
+    mov.f32 %mean, 0f00000000;
+    mov.f32 %c0, 0f00000000;
+    mov.f32 %c1, 0f00000000;
+    mov.f32 %c2, 0f00000000;
+    mov.f32 %c3, 0f00000000;
+"
+    );
+    if layer {
+        text += &sum_of("MEAN", "add.f32 %sum, %sum, %a{};", 0);
+        text += "    mul.f32 %mean, %sum, %inverse;\n";
+    }
+    text += &sum_of("SQUARES", "sub.f32 %a{}, %a{}, %mean;\n    fma.rn.f32 %sum, %a{}, %a{}, %sum;", 32);
+    text += "    fma.rn.f32 %sum, %sum, %inverse, %eps;
     sqrt.rn.f32 %sum, %sum;
     rcp.rn.f32 %sum, %sum;
+    mov.u32 %i, %tid.x;
 STORE:
     setp.ge.u32 %p, %i, %width;
     @%p bra END;
@@ -114,15 +82,21 @@ STORE:
     mul.wide.u32 %at, %i, 16;
     add.u64 %at, %w, %at;
     ld.global.v4.f32 {%b0, %b1, %b2, %b3}, [%at];
-    mul.f32 %a0, %a0, %sum;
-    mul.f32 %a1, %a1, %sum;
-    mul.f32 %a2, %a2, %sum;
-    mul.f32 %a3, %a3, %sum;
-    mul.f32 %a0, %a0, %b0;
-    mul.f32 %a1, %a1, %b1;
-    mul.f32 %a2, %a2, %b2;
-    mul.f32 %a3, %a3, %b3;
-    cvt.rn.f16x2.f32 %h0, %a1, %a0;
+    mul.wide.u32 %at, %i, 16;
+    add.u64 %at, %bias, %at;
+    @%biased ld.global.v4.f32 {%c0, %c1, %c2, %c3}, [%at];
+";
+    for i in 0..4 {
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "    sub.f32 %a{i}, %a{i}, %mean;
+    mul.f32 %a{i}, %a{i}, %sum;
+    fma.rn.f32 %a{i}, %a{i}, %b{i}, %c{i};
+"
+        );
+    }
+    text += "    cvt.rn.f16x2.f32 %h0, %a1, %a0;
     cvt.rn.f16x2.f32 %h1, %a3, %a2;
     min.f16x2 %h0, %h0, %most;
     min.f16x2 %h1, %h1, %most;
@@ -137,177 +111,55 @@ END:
     ret;
 }
 ";
-
-/// What a product left beyond f16 becomes its largest value; 8 elements a thread, written only where one was.
-const SATURATE: &str = "
-.visible .entry saturate(.param .u64 x, .param .u32 count)
-.maxntid 256, 1, 1
-{
-    .reg .b32 %most, %least;
-    .reg .pred %p, %q;
-    .reg .u32 %i, %n, %block, %thread;
-    .reg .u64 %x, %at;
-    .reg .b32 %v<4>, %w<4>;
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %thread, %tid.x;
-    mad.lo.u32 %i, %block, 256, %thread;
-    ld.param.u32 %n, [count];
-    setp.ge.u32 %p, %i, %n;
-    @%p ret;
-    ld.param.u64 %x, [x];
-    cvta.to.global.u64 %x, %x;
-    mul.wide.u32 %at, %i, 16;
-    add.u64 %at, %x, %at;
-    ld.global.v4.b32 {%v0, %v1, %v2, %v3}, [%at];
-    min.f16x2 %w0, %v0, %most;
-    min.f16x2 %w1, %v1, %most;
-    min.f16x2 %w2, %v2, %most;
-    min.f16x2 %w3, %v3, %most;
-    max.f16x2 %w0, %w0, %least;
-    max.f16x2 %w1, %w1, %least;
-    max.f16x2 %w2, %w2, %least;
-    max.f16x2 %w3, %w3, %least;
-    setp.ne.b32 %p, %v0, %w0;
-    setp.ne.or.b32 %p, %v1, %w1, %p;
-    setp.ne.or.b32 %p, %v2, %w2, %p;
-    setp.ne.or.b32 %p, %v3, %w3, %p;
-    @%p st.global.v4.b32 [%at], {%w0, %w1, %w2, %w3};
-    ret;
-}
-";
-
-/// A bias in f32 for every column of rows in f16, which saturate; 8 elements a thread, `columns8` threads a row.
-fn add_bias() -> String {
-    let mut text = "
-.visible .entry add_bias(.param .u64 x, .param .u64 bias, .param .u32 count, .param .u32 columns8)
-.maxntid 256, 1, 1
-{
-    .reg .b32 %most, %least;
-    .reg .pred %p;
-    .reg .u32 %i, %n, %block, %thread, %column;
-    .reg .u64 %x, %bias, %at;
-    .reg .b32 %v<4>;
-    .reg .b16 %low, %high;
-    .reg .f32 %b<8>, %f<2>;
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %thread, %tid.x;
-    mad.lo.u32 %i, %block, 256, %thread;
-    ld.param.u32 %n, [count];
-    setp.ge.u32 %p, %i, %n;
-    @%p ret;
-    ld.param.u64 %x, [x];
-    ld.param.u64 %bias, [bias];
-    ld.param.u32 %n, [columns8];
-    cvta.to.global.u64 %x, %x;
-    cvta.to.global.u64 %bias, %bias;
-    rem.u32 %column, %i, %n;
-    mul.wide.u32 %at, %column, 32;
-    add.u64 %bias, %bias, %at;
-    ld.global.v4.f32 {%b0, %b1, %b2, %b3}, [%bias];
-    ld.global.v4.f32 {%b4, %b5, %b6, %b7}, [%bias+16];
-    mul.wide.u32 %at, %i, 16;
-    add.u64 %at, %x, %at;
-    ld.global.v4.b32 {%v0, %v1, %v2, %v3}, [%at];
-"
-    .to_owned();
-    for i in 0..4 {
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "    min.f16x2 %v{i}, %v{i}, %most;
-    max.f16x2 %v{i}, %v{i}, %least;
-    mov.b32 {{%low, %high}}, %v{i};
-    cvt.f32.f16 %f0, %low;
-    cvt.f32.f16 %f1, %high;
-    add.f32 %f0, %f0, %b{};
-    add.f32 %f1, %f1, %b{};
-    cvt.rn.f16x2.f32 %v{i}, %f1, %f0;
-    min.f16x2 %v{i}, %v{i}, %most;
-    max.f16x2 %v{i}, %v{i}, %least;
-",
-            2 * i,
-            2 * i + 1
-        );
-    }
-    text += "    st.global.v4.b32 [%at], {%v0, %v1, %v2, %v3};
-    ret;
-}
-";
     text
 }
 
-/// Eight outputs a thread, each from a pair of neighbours (gate, up). `exponent` gives in `%f2` the power of two whose sum with 1 divides the gate
-/// `%f0`.
-fn gated(name: &str, exponent: &str) -> String {
-    let mut text = format!(
-        "
-.visible .entry {name}(.param .u64 pairs, .param .u64 out, .param .u32 count)
-.maxntid 256, 1, 1
-{{
-    .reg .b32 %most, %least;
-    .reg .pred %p;
-    .reg .u32 %i, %n, %block, %thread;
-    .reg .u64 %x, %out, %at;
-    .reg .b32 %v<8>, %w<4>;
-    .reg .b16 %gate, %up;
-    .reg .f32 %f<5>;
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %thread, %tid.x;
-    mad.lo.u32 %i, %block, 256, %thread;
-    ld.param.u32 %n, [count];
-    setp.ge.u32 %p, %i, %n;
-    @%p ret;
-    ld.param.u64 %x, [pairs];
-    ld.param.u64 %out, [out];
-    cvta.to.global.u64 %x, %x;
-    cvta.to.global.u64 %out, %out;
-    mul.wide.u32 %at, %i, 32;
-    add.u64 %at, %x, %at;
-    ld.global.v4.b32 {{%v0, %v1, %v2, %v3}}, [%at];
-    ld.global.v4.b32 {{%v4, %v5, %v6, %v7}}, [%at+16];
+/// `%sum` over a row of what `term` adds for each of its elements `%a{}`, the same in every thread of the block; `at` is where in `sums` the warps put
+/// theirs.
+fn sum_of(label: &str, term: &str, at: u32) -> String {
+    let terms: String = (0..4).map(|i| format!("    {}\n", term.replace("{}", &i.to_string()))).collect();
+    let lanes = [16, 8, 4, 2, 1].map(|lane| {
+        format!(
+            "    shfl.sync.bfly.b32 %t, %sum, {lane}, 31, 0xffffffff;
+    add.f32 %sum, %sum, %t;
 "
-    );
-    for i in 0..8 {
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "    min.f16x2 %v{i}, %v{i}, %most;
-    max.f16x2 %v{i}, %v{i}, %least;
-    mov.b32 {{%gate, %up}}, %v{i};
-    cvt.f32.f16 %f0, %gate;
-    cvt.f32.f16 %f1, %up;
-    {exponent}
-    ex2.approx.f32 %f2, %f2;
-    add.f32 %f2, %f2, 0f3F800000;
-    div.full.f32 %f0, %f0, %f2;
-    mul.f32 %f{}, %f0, %f1;
+        )
+    });
+    format!(
+        "    mov.f32 %sum, 0f00000000;
+    mov.u32 %i, %tid.x;
+{label}:
+    setp.ge.u32 %p, %i, %width;
+    @%p bra {label}_OF_ALL;
+    mul.wide.u32 %at, %i, 16;
+    add.u64 %at, %x, %at;
+    ld.global.v4.f32 {{%a0, %a1, %a2, %a3}}, [%at];
+{terms}    add.u32 %i, %i, 256;
+    bra {label};
+{label}_OF_ALL:
+    bar.warp.sync 0xffffffff;
+{}    mov.u32 %i, %tid.x;
+    and.b32 %lane, %i, 31;
+    shr.u32 %warp, %i, 5;
+    shl.b32 %warp, %warp, 2;
+    mov.u32 %place, sums;
+    add.u32 %warp, %warp, %place;
+    setp.eq.u32 %p, %lane, 0;
+    @%p st.shared.f32 [%warp+{at}], %sum;
+    bar.sync 0;
+    ld.shared.v4.f32 {{%a0, %a1, %a2, %a3}}, [sums+{at}];
+    ld.shared.v4.f32 {{%b0, %b1, %b2, %b3}}, [sums+{}];
+    add.f32 %a0, %a0, %a1;
+    add.f32 %a2, %a2, %a3;
+    add.f32 %b0, %b0, %b1;
+    add.f32 %b2, %b2, %b3;
+    add.f32 %a0, %a0, %a2;
+    add.f32 %b0, %b0, %b2;
+    add.f32 %sum, %a0, %b0;
 ",
-            3 + i % 2
-        );
-        if i % 2 == 1 {
-            let _ = write!(
-                text,
-                "    cvt.rn.f16x2.f32 %w{word}, %f4, %f3;
-    min.f16x2 %w{word}, %w{word}, %most;
-    max.f16x2 %w{word}, %w{word}, %least;
-",
-                word = i / 2
-            );
-        }
-    }
-    text += "    mul.wide.u32 %at, %i, 16;
-    add.u64 %at, %out, %at;
-    st.global.v4.b32 [%at], {%w0, %w1, %w2, %w3};
-    ret;
-}
-";
-    text
+        lanes.concat(),
+        at + 16
+    )
 }
 
 /// A thread takes two pairs of one head, as in `shaders/rope_cache.wgsl`; `place` gives their words in `%r10` and `%r11` from the thread's number

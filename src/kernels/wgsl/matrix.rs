@@ -55,6 +55,12 @@ impl Part {
         &self.quants
     }
 
+    /// The plane of scales, where the format has one.
+    #[cfg(feature = "cuda")]
+    pub fn scales(&self) -> Option<&Buffer> {
+        self.scales.as_ref()
+    }
+
     /// The storage bindings that `shaders/lib/weight_*` declares.
     pub fn bindings(&self) -> impl Iterator<Item = Binding<'_>> {
         [Some(&self.quants), self.scales.as_ref()].into_iter().flatten().map(Binding::whole)

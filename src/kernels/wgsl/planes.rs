@@ -13,7 +13,7 @@ pub(in crate::kernels) const BLOCK: usize = 32;
 
 /// Bytes of a row in each plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RowBytes {
+pub(in crate::kernels) struct RowBytes {
     /// The elements themselves; a multiple of 16.
     pub quants: usize,
     /// Scales, minima and stray high bits; 0 for formats without, else a multiple of 4.
@@ -49,7 +49,7 @@ impl RowBytes {
 }
 
 /// Repacks one row of the file. `quants` and `scales` are a row of each plane, zeroed; what the row does not reach stays zero.
-pub(super) fn repack(format: Dtype, row: &[u8], quants: &mut [u8], scales: &mut [u8]) {
+pub(in crate::kernels) fn repack(format: Dtype, row: &[u8], quants: &mut [u8], scales: &mut [u8]) {
     if RowBytes::new(format, BLOCK).scales == 0 {
         return quants[..row.len()].copy_from_slice(row);
     }
