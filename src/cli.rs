@@ -1,6 +1,6 @@
 //! The command line: parses, dispatches, and turns every outcome into one exit code.
 //!
-//! Exit codes: 0 done (a closed pipe on stdout included), 1 run-time error, 2 usage, 130 interrupted. Errors are one line on stderr. Results go to
+//! Exit codes: 0 done (a closed pipe on stdout included), 1 run-time error, 2 usage, 130 interrupted. Errors are one line on stderr, but for wrong arguments. Results go to
 //! stdout, everything else to stderr; progress bars appear only where stderr is a terminal.
 
 mod args;

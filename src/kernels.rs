@@ -1,4 +1,4 @@
-//! The operations of a transformer layer as one trait, implemented twice under the same names: [`wgsl`] on GPUs and [`cpu`].
+//! The operations of a transformer layer as one trait, implemented by [`wgsl`] on GPUs and by [`cpu`], and with the feature `cuda` a third time, over `wgsl`.
 //!
 //! Contract. A method with a `Recording` only *records*: nothing runs, nothing is allocated on the device, nothing is waited for. `submit` hands
 //! a recording to the device; submissions of one device run strictly in order and each sees the writes of those before it. A `write` is seen by

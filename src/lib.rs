@@ -1,7 +1,7 @@
 //! Runahead: short time to first token, on whatever GPUs the machine has.
 //!
 //! A long prompt is cut into pieces, and each adapter (a GPU of any vendor, or the CPU) runs all layers on its own piece while K/V rows are handed
-//! on through host memory: no barrier, no all-gather, and the same result whatever the cut (KV-Runahead, Cho, Rastegari and Naik, ICML 2024).
+//! on through host memory: no barrier, no all-gather, and on WGSL adapters of one kind the same bits whatever the cut (KV-Runahead, Cho, Rastegari and Naik, ICML 2024).
 //!
 //! ```
 //! use runahead::engine::{Engine, Options};
@@ -21,7 +21,7 @@
 //! # }
 //! ```
 //!
-//! The library never prints, exits, panics or keeps global state; every wait has a time-out or a cancel.
+//! The library never prints, exits, panics or keeps global state (with the feature `cuda`, loaded libraries stay until the process ends); every wait has a time-out or a cancel.
 
 pub mod cancel;
 pub mod config;

@@ -119,8 +119,8 @@ impl EngineBuilder {
         self
     }
 
-    /// How K/V rows pass between each adapter of a chain and host memory ([`Link::Auto`] unless said here). An adapter that cannot do what is said
-    /// copies; [`AdapterReport::link`](crate::engine::AdapterReport::link) says what it did.
+    /// How K/V rows pass between each adapter of a chain and host memory ([`Link::Auto`] unless said here). Where a device has no `Dma` it is
+    /// `Copy`, without `Cuda` it is `Auto`; [`AdapterReport::link`](crate::engine::AdapterReport::link) says what it did.
     pub fn link(mut self, link: Link) -> Self {
         self.link = link;
         self

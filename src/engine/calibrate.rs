@@ -161,7 +161,7 @@ impl Bench<'_> {
         self.warm_up(&mut session, longest)?;
         let busy_workgroups = self.tiles(adapter, &mut session, longest)?;
         // First all of it by the device's clock, which tells attention from products and costs the rest; then as it is, in turns that lie apart: what
-        // is slow for a second (the first seconds of a process on an H200 were, for short chunks by half) is not all that is known of a length.
+        // is slow for a second (in the first seconds of a process on an H200 short chunks took twice as long) is not all that is known of a length.
         let mut timed = Vec::new();
         let doubling = std::iter::successors(Some(GRANULE), |n| Some(n * 2)).take_while(|&n| n < longest);
         for tokens in doubling.chain([longest]) {

@@ -26,12 +26,10 @@ pub trait Adapter: Send + Sync {
     fn products(&self) -> &str;
 
     /// See [`Kernels::busy_workgroups`].
-    fn busy_workgroups(&self) -> Option<usize> {
-        None
-    }
+    fn busy_workgroups(&self) -> Option<usize>;
 
     /// See [`Kernels::set_busy_workgroups`].
-    fn set_busy_workgroups(&self, _n: usize) {}
+    fn set_busy_workgroups(&self, n: usize);
 
     /// A node with an empty cache. Layers with a window have room for the window alone; see [`Node::make_room`].
     ///

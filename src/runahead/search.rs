@@ -41,7 +41,7 @@ const FINEST_PART: usize = 64;
 const MEASURED_LEVELS: usize = 4;
 /// So few pieces have so few neighbours that a guess need not be good.
 const FEW_PIECES: usize = 3;
-/// Prefills that a search on measurements may take: 8 pieces have 310 neighbours.
+/// Cuts that a search on measurements may try: 8 pieces have 310 neighbours.
 const MOST_MEASURED: usize = 128;
 
 impl Problem {

@@ -2,7 +2,7 @@
 //!
 //! Between two lengths the shares of the adapters are interpolated; outside, the nearest length's are taken and moved as far as the costs say that
 //! the balance moves between the two. A file is named after the place
-//! (machine, adapters, model) and carries the whole [`Fingerprint`], so that a table made with another driver is found and refused with that reason.
+//! (machine, adapters, model, weights, type of the cache) and carries the whole [`Fingerprint`], so that a table made with another driver is found and refused with that reason.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub struct Fingerprint {
     pub drivers: Vec<String>,
     /// The model's shape.
     pub model: String,
-    /// Its weight types.
+    /// The bytes of its weights, as text: their types differ from tensor to tensor.
     pub weights: String,
     /// The cache's element type.
     pub kv: String,
