@@ -26,6 +26,7 @@ mod planning;
 mod progress;
 mod pull;
 mod sampling;
+mod share;
 mod verify;
 
 use std::process::ExitCode;

@@ -25,7 +25,6 @@ use super::progress::Bars;
 
 mod report;
 
-pub use report::HandedOn;
 use report::{Answer, Report};
 
 /// Runs the command.

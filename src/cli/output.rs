@@ -34,6 +34,11 @@ fn is_gone(_: &std::io::Error) -> bool {
     false
 }
 
+/// To three digits behind the point: of milliseconds, microseconds are as fine as the clocks deserve.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
 /// Writes a line to stdout.
 pub fn line(text: &str) -> Result<(), Failure> {
     print(&format!("{text}\n"))

@@ -1,11 +1,9 @@
 //! What is known of the named adapters before a prompt runs on them: their costs, from the table of `calibrate` or by kind, and the choice that follows.
 
-use std::path::PathBuf;
-
 use runahead::config::ModelConfig;
 use runahead::dims::{Piece, round_up};
 use runahead::dtype::{Dtype, KvDtype};
-use runahead::engine::{self, DeviceId, DeviceInfo, EngineBuilder, Experiment, Gemm, Mode, devices};
+use runahead::engine::{DeviceId, DeviceInfo, EngineBuilder, Experiment, Gemm, Mode, devices};
 use runahead::error::Error;
 use runahead::model::{Slots, memory};
 use runahead::runahead::auto::{Choice, Task, choose};
@@ -14,11 +12,14 @@ use runahead::runahead::partition::Split;
 use runahead::runahead::schedule::Schedule;
 use runahead::runahead::search::search_simulated;
 use runahead::runahead::simulate::{Forecast, simulate};
-use runahead::runahead::table::{Fingerprint, Table};
+use runahead::runahead::table::Table;
 
 use super::failure::Failure;
 use super::output;
-use super::pull::cache::Cache;
+
+mod place;
+
+pub use place::{fingerprint, tables_folder};
 
 /// How a prompt is to be prefilled, as it is typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,45 +371,6 @@ impl Setup {
 pub fn no_table() -> Failure {
     let text = "--split predicted needs a table of these adapters and this model: `runahead calibrate` makes it";
     Failure::Other(text.to_owned())
-}
-
-/// Where tables are kept.
-pub fn tables_folder() -> Result<PathBuf, Failure> {
-    Ok(Cache::find()?.join("tables"))
-}
-
-/// What a table holds for.
-pub fn fingerprint(outline: &Outline, infos: &[DeviceInfo], kv: KvDtype, gemm: Gemm) -> Fingerprint {
-    let products = |d: &DeviceInfo| match engine::cuda() {
-        Some(Ok(versions)) if gemm != Gemm::Wgsl && d.driver.starts_with("NVIDIA") => format!(" {versions}"),
-        _ => String::new(),
-    };
-    let config = &outline.config;
-    let machine = [std::env::consts::OS.to_owned(), std::env::consts::ARCH.to_owned(), host_name(), processor()];
-    Fingerprint {
-        machine: machine.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" "),
-        adapters: infos.iter().map(|d| [&d.name, d.pci.as_deref().unwrap_or("")].join(" ").trim().to_owned()).collect(),
-        drivers: infos.iter().map(|d| format!("{} {} {}{}", d.backend, d.driver, d.tier, products(d))).collect(),
-        model: format!("{} {:?}", config.architecture, Shape::of(config)),
-        // Types differ from tensor to tensor: the sum of their sizes tells one mixture from another.
-        weights: format!("{} bytes", outline.weights_bytes),
-        kv: format!("{kv:?}"),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-}
-
-/// The machine's name where the system has it at hand; else nothing, and the other parts must do.
-fn host_name() -> String {
-    let file = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    file.or_else(|| std::env::var("COMPUTERNAME").ok()).unwrap_or_default().trim().to_owned()
-}
-
-fn processor() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{} {threads} threads", model.unwrap_or("")).trim().to_owned()
 }
 
 /// Costs by kind, of each adapter alone.

@@ -11,6 +11,8 @@ use crate::runahead::search::{Found, Problem, search, search_simulated};
 use crate::runahead::table::Point;
 use crate::runahead::trace::{self, What};
 
+mod tiles;
+
 /// Chunks timed behind each chunk: the same lengths behind different prefixes tell attention from the products.
 const CHUNKS: [usize; 3] = [GRANULE, 64, 256];
 /// Chunks up to this length are timed on any adapter.
@@ -23,13 +25,6 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const LINK_RUNS: usize = 5;
 /// Tokens decoded for the rate of decoding, after the first.
 const DECODED: usize = 4;
-
-/// Numbers of workgroups that are tried: GPUs of a few compute units to the largest.
-const TRIED_WORKGROUPS: [usize; 5] = [16, 32, 64, 128, 256];
-/// Runs of a chunk under each, the first of which compiles shaders.
-const TILE_RUNS: usize = 4;
-/// The least gain for which another number than the usual one is taken.
-const TILE_GAIN: f64 = 0.01;
 
 /// What a calibration measures.
 #[derive(Clone, Debug)]
@@ -191,30 +186,6 @@ impl Bench<'_> {
         Ok(AdapterCost { busy_workgroups, ..fit.costs()? })
     }
 
-    /// How many workgroups of a product keep the adapter busy: what is fastest for chunks that can be cut into few or many. It stays set.
-    fn tiles(&self, adapter: usize, session: &mut Session, longest: usize) -> Result<Option<usize>> {
-        let adapter = &self.engine.shared.adapters[adapter];
-        let Some(usual) = adapter.busy_workgroups() else { return Ok(None) };
-        let best = fastest(usual, &TRIED_WORKGROUPS, |n| {
-            adapter.set_busy_workgroups(n);
-            let chunks = CHUNKS.into_iter().chain([512]).filter(|&c| c <= longest);
-            chunks.map(|tokens| self.layer_s(session, tokens)).collect()
-        })?;
-        adapter.set_busy_workgroups(best);
-        Ok(Some(best))
-    }
-
-    /// The least seconds of a layer of a chunk, once its shaders are compiled.
-    fn layer_s(&self, session: &mut Session, tokens: usize) -> Result<f64> {
-        let mut least = f64::INFINITY;
-        for i in 0..TILE_RUNS {
-            session.clear();
-            let sample = self.chunk(session, tokens, false)?;
-            least = if i == 0 { least } else { least.min(sample.layer_s) };
-        }
-        Ok(least)
-    }
-
     /// Runs until shaders are compiled, for decoding too, and clocks are up (an idle H100 made the first chunks look 80 % too slow).
     fn warm_up(&self, session: &mut Session, longest: usize) -> Result<()> {
         let started = Instant::now();
@@ -374,18 +345,6 @@ fn transfers(session: &mut Session, n_tokens: usize) -> Result<[f64; 2]> {
     Ok(times.map(median))
 }
 
-/// Which of `usual` and `others` gives the shortest times, all kinds of work counting alike. `usual` where none is faster by more than noise.
-fn fastest(usual: usize, others: &[usize], mut times: impl FnMut(usize) -> Result<Vec<f64>>) -> Result<usize> {
-    let before = times(usual)?;
-    let mut best = (usual, 1.0 - TILE_GAIN);
-    for &n in others.iter().filter(|&&n| n != usual) {
-        let ratios = times(n)?.into_iter().zip(&before).map(|(now, before)| now / before.max(1e-12));
-        let mean = ratios.sum::<f64>() / before.len().max(1) as f64;
-        best = if mean < best.1 { (n, mean) } else { best };
-    }
-    Ok(best.0)
-}
-
 /// One chunk's medians of all runs; what its timed run tells of the parts of a layer counts where the device has a clock.
 fn joined<'a>(timed: &Sample, runs: impl Iterator<Item = &'a Sample> + Clone) -> Sample {
     let median_of = |of: fn(&Sample) -> f64| median(runs.clone().map(of).collect());
@@ -401,25 +360,4 @@ fn joined<'a>(timed: &Sample, runs: impl Iterator<Item = &'a Sample> + Clone) ->
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_faster_by_more_than_noise_is_taken() {
-        // Seconds of two kinds of work.
-        let of = |table: &'static [(usize, [f64; 2])]| {
-            fastest(128, &[16, 64, 128, 256], move |n| {
-                let found = table.iter().find(|(m, _)| *m == n).map_or([1.0, 2.0], |(_, times)| *times);
-                Ok(found.to_vec())
-            })
-        };
-        assert_eq!(of(&[]).unwrap(), 128);
-        assert_eq!(of(&[(64, [0.995, 1.995])]).unwrap(), 128);
-        assert_eq!(of(&[(64, [0.9, 2.0]), (16, [0.8, 2.6])]).unwrap(), 64);
-        assert_eq!(of(&[(64, [0.9, 2.0]), (256, [0.9, 1.9])]).unwrap(), 256);
-        assert!(fastest(128, &[16], |_| Err(Error::Cancelled)).is_err());
-    }
 }

@@ -1,14 +1,14 @@
 //! One line of the results. Names of the keys are a contract: other programs read them.
 
 use runahead::dtype::KvDtype;
-use runahead::engine::{HandOff, Mode, PrefillReport};
+use runahead::engine::{AdapterReport, HandOff, Mode, PrefillReport};
 use runahead::runahead::simulate::{AdapterForecast, Forecast};
 use serde::Serialize;
 
 use super::cases::Case;
 use super::measure::Measured;
-use crate::cli::generate::HandedOn;
-use crate::cli::output;
+use crate::cli::output::{self, rounded};
+use crate::cli::share::{HandedOn, Share};
 
 /// What is the same for all cases of a loaded model.
 pub struct About {
@@ -77,7 +77,8 @@ struct Prefill {
     /// `even`, `given`, `searched` or `predicted`; `auto` where `--prefill auto` chose mode and cut.
     split: &'static str,
     partition: Vec<usize>,
-    adapters: Vec<Adapter>,
+    /// Times are means.
+    adapters: Vec<Share>,
     predicted: Predicted,
 }
 
@@ -103,20 +104,6 @@ impl Predicted {
         let adapter = |a: &AdapterForecast| PredictedAdapter { busy_ms: ms(a.busy_s), wait_ms: ms(a.wait_s) };
         Self { ttft_ms: ms(forecast.ttft_s), adapters: forecast.adapters.iter().map(adapter).collect(), costs }
     }
-}
-
-/// As in `generate`; times are means.
-#[derive(Clone, Debug, Serialize)]
-struct Adapter {
-    name: String,
-    start: usize,
-    end: usize,
-    busy_ms: f64,
-    wait_ms: f64,
-    published_bytes: u64,
-    fetched_bytes: u64,
-    link: &'static str,
-    handed_on: Vec<HandedOn>,
 }
 
 /// All keys in the order of a row, for forms that need every one in each line.
@@ -288,19 +275,14 @@ impl Prefill {
         let times: Vec<f64> = reports.iter().map(|r| r.ttft_ms).collect();
         let ttft_ms = mean(&times);
         let average = |value: &dyn Fn(&PrefillReport) -> f64| mean(&reports.iter().map(value).collect::<Vec<_>>());
-        let adapters: Vec<Adapter> = reports.first().map_or_else(Vec::new, |first| {
-            let adapter = |(i, a): (usize, &runahead::engine::AdapterReport)| Adapter {
-                name: a.name.clone(),
-                start: a.start,
-                end: a.end,
+        let adapters: Vec<Share> = reports.first().map_or_else(Vec::new, |first| {
+            let share = |(i, a): (usize, &AdapterReport)| Share {
                 busy_ms: rounded(average(&|r| r.adapters.get(i).map_or(0.0, |a| a.busy_ms))),
                 wait_ms: rounded(average(&|r| r.adapters.get(i).map_or(0.0, |a| a.wait_ms))),
-                published_bytes: a.published_bytes,
-                fetched_bytes: a.fetched_bytes,
-                link: a.link,
                 handed_on: handed_on(reports, i),
+                ..a.into()
             };
-            first.adapters.iter().enumerate().map(adapter).collect()
+            first.adapters.iter().enumerate().map(share).collect()
         });
         let busy_ms: f64 = adapters.iter().map(|a| a.busy_ms).sum();
         let idle = 1.0 - busy_ms / (adapters.len().max(1) as f64 * ttft_ms);
@@ -356,11 +338,6 @@ fn deviation(values: &[f64]) -> f64 {
     }
     let mean = mean(values);
     (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt()
-}
-
-/// Microseconds are as fine as the clocks deserve.
-fn rounded(value: f64) -> f64 {
-    (value * 1e3).round() / 1e3
 }
 
 #[cfg(test)]

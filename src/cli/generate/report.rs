@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use runahead::engine::{HandOff, PrefillReport, Session};
+use runahead::engine::{PrefillReport, Session};
 use runahead::sampler::{Logprobs, Sampling};
 use runahead::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::cli::failure::Failure;
-use crate::cli::output;
+use crate::cli::output::{self, rounded};
+use crate::cli::share::Share;
 
 /// One generation. Names of the keys are a contract: other programs read them.
 #[derive(Serialize)]
@@ -65,36 +66,7 @@ impl TokenLogprobs {
 struct Prefill {
     mode: &'static str,
     partition: Vec<usize>,
-    adapters: Vec<Adapter>,
-}
-
-#[derive(Serialize)]
-struct Adapter {
-    name: String,
-    start: usize,
-    end: usize,
-    busy_ms: f64,
-    wait_ms: f64,
-    published_bytes: u64,
-    fetched_bytes: u64,
-    link: &'static str,
-    handed_on: Vec<HandedOn>,
-}
-
-/// What passed from an adapter to one behind it.
-#[derive(Clone, Debug, Serialize)]
-pub struct HandedOn {
-    /// The reader's place in `adapters`.
-    to: usize,
-    pub bytes: u64,
-    pub gb_per_s: f64,
-}
-
-impl From<&HandOff> for HandedOn {
-    fn from(hand_off: &HandOff) -> Self {
-        let HandOff { to, bytes, gb_per_s } = *hand_off;
-        Self { to, bytes, gb_per_s: rounded(gb_per_s) }
-    }
+    adapters: Vec<Share>,
 }
 
 #[derive(Serialize)]
@@ -123,17 +95,6 @@ impl Report {
     pub fn new(answer: Answer, of_session: bool, sampling: &Sampling) -> Self {
         let Answer { session, prompt_tokens, ids, logprobs, text, prefill, decoding, .. } = answer;
         let decoded = ids.len().saturating_sub(1);
-        let adapter = |a: runahead::engine::AdapterReport| Adapter {
-            name: a.name,
-            start: a.start,
-            end: a.end,
-            busy_ms: rounded(a.busy_ms),
-            wait_ms: rounded(a.wait_ms),
-            published_bytes: a.published_bytes,
-            fetched_bytes: a.fetched_bytes,
-            link: a.link,
-            handed_on: a.handed_on.iter().map(HandedOn::from).collect(),
-        };
         let prefilled = prefill.partition.iter().sum::<usize>();
         let tokenizer = session.engine().tokenizer();
         let logprobs = ids.iter().zip(logprobs).map(|(&id, l)| TokenLogprobs::new(id, l, tokenizer)).collect();
@@ -148,7 +109,7 @@ impl Report {
             prefill: Prefill {
                 mode: prefill.mode,
                 partition: prefill.partition,
-                adapters: prefill.adapters.into_iter().map(adapter).collect(),
+                adapters: prefill.adapters.iter().map(Share::from).collect(),
             },
             decode: Decode {
                 tokens: decoded,
@@ -188,9 +149,4 @@ impl Report {
         }
         Ok(())
     }
-}
-
-/// Microseconds are as fine as the clocks deserve.
-fn rounded(value: f64) -> f64 {
-    (value * 1e3).round() / 1e3
 }
