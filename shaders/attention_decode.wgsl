@@ -1,22 +1,5 @@
 // Attention of one row over a share of the keys: a workgroup takes HEADS query heads of one K/V head and one split, and leaves their unnormalised
 // outputs, maxima and sums to `attention_merge`. Keys and values are loaded once for all of its heads.
-struct Params {
-    first: u32,       // key that the row sees
-    keys: u32,        // position + 1
-    split: u32,       // keys of a split
-    heads: u32,
-    kv_stride: u32,   // vec4s of a row of the cache
-    group: u32,       // query heads that share a K/V head
-    scale: f32,
-    soft_cap: f32,    // 0: none
-    bias_stride: u32, // keys of a head in the bias
-    cached: u32,      // rows of the cache, a ring: a key stands in row key % cached
-    lap: u32,         // first - first % cached
-}
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<act4>;
-@group(0) @binding(2) var<storage, read> k: array<kv4>;
-@group(0) @binding(3) var<storage, read> v: array<kv4>;
 @group(0) @binding(OUT_BINDING) var<storage, read_write> partial: array<f32>;
 
 // HEAD4 (vec4s of a head), HEADS and THREADS (16, 32 or 64) come from Rust.
@@ -24,17 +7,10 @@ const CHUNKS: u32 = (HEAD4 + 15u) / 16u;
 const KEYS: u32 = 64u; // of a tile
 const KEYS_EACH: u32 = KEYS / THREADS;
 const SHARES: u32 = THREADS / 16u;
-const LOWEST: f32 = -3.0e38;
 var<workgroup> query: array<vec4<f32>, HEADS * HEAD4>;
 var<workgroup> probabilities: array<f32, HEADS * KEYS>;
 var<workgroup> exchange: array<f32, HEADS * THREADS>;
 var<workgroup> merge: array<vec4<f32>, THREADS>;
-
-// The keys that the row sees go round the ring once at most.
-fn cache_row(key: u32) -> u32 {
-    let row = key - params.lap;
-    return select(row, row - params.cached, row >= params.cached);
-}
 
 @compute @workgroup_size(THREADS)
 fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -5,6 +5,8 @@
 // other threads between them, so that each load of the workgroup is one run of memory; otherwise they are a block with its scales. Loops marked by
 // `//%` are unrolled as text, since an array that a loop indexes lives in memory.
 const COLUMNS: u32 = 4u * QUADS;
+// Sums of squares that are kept.
+const KEPT: u32 = THREADS;
 var<workgroup> partial: array<vec4<f32>, THREADS * QUADS>;
 
 // Eight elements of x, 0 past its end. `x` holds whole tiles of rows, so that reading a few more is no harm.
@@ -63,7 +65,7 @@ fn matvec(
         }
     }
     workgroupBarrier();
-    let factor = input_factor();
+    let factor = input_factor(kept_squares(0u));
     for (var i = lane; i < QUADS; i += THREADS) {
         let at = column + 4u * i;
         let sums = factor * partial[i * THREADS];

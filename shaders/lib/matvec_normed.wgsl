@@ -3,7 +3,7 @@
 @group(0) @binding(OUT_BINDING + 1u) var<storage, read> gain: array<vec4<f32>>;
 
 override EPS: f32;
-var<workgroup> squares: array<f32, THREADS>;
+var<workgroup> squares: array<f32, KEPT>;
 
 fn input8(v: mat2x4<f32>, eight: u32) -> mat2x4<f32> {
     let last = params.width4 - 1u;
@@ -22,7 +22,11 @@ fn add_squares(lane: u32, other: u32) {
     squares[lane] += squares[other];
 }
 
-// Once all squares are added up in the first lane's place.
-fn input_factor() -> f32 {
-    return inverseSqrt(squares[0] / f32(4u * params.width4) + EPS);
+fn kept_squares(lane: u32) -> f32 {
+    return squares[lane];
+}
+
+// Once all squares are added up.
+fn input_factor(sum: f32) -> f32 {
+    return inverseSqrt(sum / f32(4u * params.width4) + EPS);
 }

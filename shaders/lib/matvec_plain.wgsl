@@ -11,6 +11,10 @@ fn keep_squares(lane: u32, sum: f32) {}
 
 fn add_squares(lane: u32, other: u32) {}
 
-fn input_factor() -> f32 {
+fn kept_squares(lane: u32) -> f32 {
+    return 0.0;
+}
+
+fn input_factor(sum: f32) -> f32 {
     return 1.0;
 }

@@ -26,23 +26,27 @@ mod arg_max;
 pub(super) mod attention;
 mod attention_coop;
 mod attention_decode;
+mod attention_decode_subgroup;
 mod ceiling;
 mod coop;
 mod embed;
 pub(super) mod matrix;
 mod matvec;
+mod matvec_bytes;
 mod norm;
 pub(super) mod planes;
 pub(super) mod product;
 mod product_coop;
 mod rope_cache;
 mod soft_cap;
+mod subgroups;
 pub(super) mod tensor;
 mod unroll;
 
 pub use ceiling::CEILING_LEN;
 use coop::Coop;
 pub use matrix::Matrix;
+use subgroups::Subgroups;
 use tensor::Args;
 pub use tensor::Tensor;
 
@@ -57,6 +61,8 @@ pub struct Wgsl {
     activation: Scalar,
     /// Where the activations are f16 and the device has matrix units for them.
     coop: Option<Coop>,
+    /// Where the device's have one size.
+    subgroups: Option<Subgroups>,
     busy_workgroups: AtomicUsize,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
 }
@@ -65,14 +71,13 @@ impl Wgsl {
     /// Kernels on this device, with the activation type that suits it: f16 where matrix units take f16, else f32. Each is compiled when it is
     /// first recorded.
     pub fn new(gpu: Arc<Gpu>) -> Result<Self> {
-        let kind = gpu.info().kind;
-        Self::as_on(kind, gpu)
+        let activation = if Coop::of(gpu.caps()).is_some() { Scalar::F16 } else { Scalar::F32 };
+        Self::with_activation(activation, gpu)
     }
 
-    /// The variants that a GPU of another kind would take, on this device; every variant runs everywhere.
-    pub fn as_on(kind: GpuKind, gpu: Arc<Gpu>) -> Result<Self> {
-        let activation = if Coop::of(gpu.caps()).is_some() { Scalar::F16 } else { Scalar::F32 };
-        Ok(Self { kind, ..Self::with_activation(activation, gpu)? })
+    /// With the variants that a GPU of another kind would take; every variant runs everywhere.
+    pub fn as_on(self, kind: GpuKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// As [`new`](Self::new), with activations in F16 or F32.
@@ -88,6 +93,7 @@ impl Wgsl {
         let coop = Coop::of(gpu.caps()).filter(|_| activation == Scalar::F16);
         Ok(Self {
             kind: gpu.info().kind,
+            subgroups: Subgroups::of(gpu.caps()),
             gpu,
             activation,
             coop,
@@ -113,6 +119,11 @@ impl Wgsl {
         }
         let pipeline = self.gpu.pipeline(&kernel.spec())?;
         Ok(lock().entry(kernel).or_insert(pipeline).clone())
+    }
+
+    /// Subgroups for kernels that work by them. A software GPU gains nothing: what they spare it is barriers.
+    fn subgroups(&self) -> Option<Subgroups> {
+        self.subgroups.filter(|_| self.kind != GpuKind::Software)
     }
 
     fn busy(&self) -> usize {
@@ -178,11 +189,13 @@ enum Kernel {
     Product(product::Variant),
     ProductCoop(product_coop::Variant),
     MatVec(matvec::Variant),
+    MatVecBytes(matvec_bytes::Variant),
     HeadNorm(Scalar),
     RopeCache(rope_cache::Variant),
     Attention(attention::Variant),
     AttentionCoop(attention_coop::Variant),
     AttentionDecode(attention_decode::Variant),
+    AttentionDecodeSubgroup(attention_decode_subgroup::Variant),
     AttentionMerge(Scalar),
     SoftCap,
     ArgMax(arg_max::Variant),
@@ -197,11 +210,13 @@ impl Kernel {
             Kernel::Product(variant) => variant.spec(),
             Kernel::ProductCoop(variant) => variant.spec(),
             Kernel::MatVec(variant) => variant.spec(),
+            Kernel::MatVecBytes(variant) => variant.spec(),
             Kernel::HeadNorm(activation) => rope_cache::norm_spec(activation),
             Kernel::RopeCache(variant) => variant.spec(),
             Kernel::Attention(variant) => variant.spec(),
             Kernel::AttentionCoop(variant) => variant.spec(),
             Kernel::AttentionDecode(variant) => variant.spec(),
+            Kernel::AttentionDecodeSubgroup(variant) => variant.spec(),
             Kernel::AttentionMerge(activation) => attention_decode::merge_spec(activation),
             Kernel::SoftCap => soft_cap::spec(),
             Kernel::ArgMax(variant) => variant.spec(),
@@ -250,6 +265,29 @@ pub fn coop_specs() -> Vec<ShaderSpec> {
         for epilogue in Epilogue::ALL {
             for (types, bias) in product_types(Scalar::F16, epilogue) {
                 kernels.extend(product_coop::Variant::all(types, weight, epilogue, bias).map(Kernel::ProductCoop));
+            }
+        }
+    }
+    kernels.into_iter().map(Kernel::spec).collect()
+}
+
+/// The shaders that work by subgroups of 8, of 32 and of 64 invocations, for validation without a device.
+pub fn subgroup_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec> {
+    let mut kernels = Vec::new();
+    for subgroups in [Subgroups { lanes: 8 }, Subgroups::USUAL, Subgroups { lanes: 64 }] {
+        for (kv, &head_dim) in
+            [KvDtype::F16, KvDtype::F32].iter().flat_map(|kv| head_dims.iter().map(move |d| (*kv, d)))
+        {
+            for bias in [false, true] {
+                let all = attention_decode_subgroup::Variant::all(subgroups, activation, kv, head_dim, bias);
+                kernels.extend(all.into_iter().map(Kernel::AttentionDecodeSubgroup));
+            }
+        }
+    }
+    for weight in Dtype::ALL {
+        for epilogue in Epilogue::ALL {
+            for (types, bias) in product_types(activation, epilogue) {
+                kernels.extend(matvec_bytes::Variant::all(types, weight, epilogue, bias).map(Kernel::MatVecBytes));
             }
         }
     }
@@ -442,7 +480,7 @@ impl Kernels for Wgsl {
     }
 
     fn norm_product(&self, rec: &mut Recording, norm: Norm<'_, Self>, product: Product<'_, Self>) -> Result<()> {
-        if matvec::takes_norm(&norm, &product) {
+        if matvec::takes_norm(self, &norm, &product) {
             return matvec::record_normed(self, rec, &norm, &product);
         }
         self.norm(rec, norm)?;

@@ -205,7 +205,7 @@ fn a_step_begun_ahead_is_used_or_forgotten() {
     let gpu = shared().gpu();
     // What a node gives for the same turns, with and without leave to go on ahead.
     let play = |more: bool, submission| {
-        let mut node = node(Wgsl::as_on(GpuKind::Discrete, gpu.clone()).unwrap(), Slots::All, submission);
+        let mut node = node(Wgsl::new(gpu.clone()).unwrap().as_on(GpuKind::Discrete), Slots::All, submission);
         let mut chosen = Vec::new();
         let mut decode = |node: &mut Box<dyn Node>, token, position, want| {
             let output = node.decode(token, position, want, more, &wait).unwrap();

@@ -5,7 +5,7 @@ use naga::back::{PipelineConstants, hlsl, msl};
 use naga::{Module, ShaderStage};
 use runahead::dtype::Scalar;
 use runahead::gpu::{Caps, ShaderSpec, Tier, check};
-use runahead::kernels::wgsl::{all_specs, coop_specs};
+use runahead::kernels::wgsl::{all_specs, coop_specs, subgroup_specs};
 
 /// The sizes of known models, the smallest, and odd multiples of 4.
 const HEAD_DIMS: [usize; 14] = [4, 16, 20, 32, 36, 64, 68, 80, 96, 100, 112, 128, 192, 256];
@@ -122,9 +122,31 @@ fn matrix_unit_kernels_are_accepted() {
 }
 
 #[test]
+fn subgroup_kernels_are_accepted_where_subgroups_are() {
+    let mut wrong = Vec::new();
+    for activation in [Scalar::F32, Scalar::F16] {
+        for spec in subgroup_specs(activation, &HEAD_DIMS) {
+            match check(&spec, &large()) {
+                Err(error) => wrong.push(error.to_string()),
+                Ok(shader) => {
+                    for (language, written) in shader.with_module(|module| translate(&spec, module)) {
+                        wrong.extend(written.err().map(|error| format!("{}: {language}: {error}", spec.name)));
+                    }
+                }
+            }
+            if check(&spec, &large().at_tier(Tier::F16)).is_ok() {
+                wrong.push(format!("{} without subgroups", spec.name));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
 fn names_tell_variants_apart() {
     // A few kernels have no activations: they are the same spec under the same name.
-    let specs = specs(&HEAD_DIMS);
+    let mut specs = specs(&HEAD_DIMS);
+    specs.extend(subgroup_specs(Scalar::F16, &HEAD_DIMS));
     let keys = specs.iter().map(ShaderSpec::key).collect::<std::collections::HashSet<_>>();
     let mut names = specs.iter().map(|spec| &spec.name).collect::<Vec<_>>();
     names.sort();

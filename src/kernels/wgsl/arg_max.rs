@@ -3,11 +3,17 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::tensor::Args;
+use super::unroll::unroll;
 use super::{Kernel, Wgsl};
 use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::gpu::{GpuKind, Recording, ShaderSpec};
 use crate::kernels::ArgMax;
+
+const SOURCE: &str = include_str!("../../../shaders/arg_max.wgsl");
+
+/// Loads of a thread that are under way together.
+const EACH: u32 = 16;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -34,9 +40,9 @@ impl Variant {
     pub fn spec(self) -> ShaderSpec {
         ShaderSpec {
             name: format!("arg_max {} threads", self.threads),
-            header: String::new(),
+            header: format!("const EACH: u32 = {EACH}u;\n{}", unroll(SOURCE, &[("EACH", EACH)])),
             parts: Vec::new(),
-            op: include_str!("../../../shaders/arg_max.wgsl"),
+            op: "",
             entry: "arg_max",
             overrides: vec![("THREADS", f64::from(self.threads))],
             checked: false,

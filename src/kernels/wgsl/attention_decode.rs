@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::attention::{check_rules, score_parts};
+use super::attention_decode_subgroup as subgroup;
 use super::tensor::{Args, Tensor};
 use super::{Kernel, Wgsl, act_part, enables};
 use crate::dims::round_up;
@@ -19,6 +20,9 @@ const KEYS: usize = 64;
 
 /// Most query heads that a workgroup takes.
 const MAX_HEADS: usize = 4;
+
+/// The part with the shaders' form of [`Params`].
+pub(super) const PARAMS: &str = include_str!("../../../shaders/lib/attention_decode_params.wgsl");
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -92,7 +96,7 @@ impl Variant {
                 self.heads,
                 self.threads
             ),
-            parts: [vec![act_part(self.activation)], score_parts(self.kv, self.bias)].concat(),
+            parts: [vec![act_part(self.activation), PARAMS], score_parts(self.kv, self.bias)].concat(),
             op: include_str!("../../../shaders/attention_decode.wgsl"),
             entry: "attention_decode",
             overrides: Vec::new(),
@@ -131,7 +135,9 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'
     let bias_stride = check_rules(args, &op.rules, op.bias, dims.heads, keys)?;
     let first = op.rules.first_key(op.position);
     let cached = args.cache(op.k, op.v, dims, &(first..keys), op.rules.window.is_some())?;
-    let (splits, each) = split(keys - first);
+    let subgroups = kernels.subgroups();
+    let whole = subgroups.is_some() && keys - first <= subgroup::WHOLE;
+    let (splits, each) = if whole { (1, keys - first) } else { split(keys - first) };
     let params = Params {
         first: args.u32(first)?,
         keys: args.u32(keys)?,
@@ -147,13 +153,26 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'
     };
     let splits = args.u32(splits)?;
     let (bias, group) = (op.bias.is_some(), dims.heads / dims.kv_heads);
-    let variant = Variant::choose(kernels.activation, kv, dims.head_dim, bias, group, kernels.kind);
-    let tiles = args.u32(dims.kv_heads)? * params.group.div_ceil(args.u32(variant.heads)?);
-    let pipeline = kernels.pipeline(Kernel::AttentionDecode(variant))?;
-    let tensors = [Some(op.qkv), Some(op.k), Some(op.v), op.bias, Some(op.partial)];
+    let (kernel, heads) = match subgroups {
+        Some(subgroups) => {
+            let sizes = (dims.head_dim, group);
+            let variant = subgroup::Variant::choose(subgroups, kernels.activation, kv, sizes, bias, whole);
+            (Kernel::AttentionDecodeSubgroup(variant), variant.heads())
+        }
+        None => {
+            let variant = Variant::choose(kernels.activation, kv, dims.head_dim, bias, group, kernels.kind);
+            (Kernel::AttentionDecode(variant), variant.heads)
+        }
+    };
+    let tiles = args.u32(dims.kv_heads * group.div_ceil(heads))?;
+    let pipeline = kernels.pipeline(kernel)?;
+    let result = if whole { op.out } else { op.partial };
+    let tensors = [Some(op.qkv), Some(op.k), Some(op.v), op.bias, Some(result)];
     let bindings: Vec<_> = tensors.into_iter().flatten().map(Tensor::binding).collect();
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, [splits, tiles, 1])?;
-
+    if whole {
+        return Ok(());
+    }
     let merge = MergeParams { splits, heads: params.heads, head_dim: args.u32(dims.head_dim)? };
     let pipeline = kernels.pipeline(Kernel::AttentionMerge(kernels.activation))?;
     let bindings = [op.partial.binding(), op.out.binding()];

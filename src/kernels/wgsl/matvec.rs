@@ -1,5 +1,7 @@
 //! Products of one row with a weight matrix, for decoding.
 
+use super::matrix::Part;
+use super::matvec_bytes;
 use super::product::{Types, bindings, check, params, parts};
 use super::tensor::Args;
 use super::unroll::unroll;
@@ -86,16 +88,22 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>
     record_parts(kernels, rec, op, None)
 }
 
-/// Whether a norm can be had on the way into a product. Blocks of quantised weights cannot: the strided loads of `x` and the gain as f32 would be more
-/// than those of the weights.
-pub(super) fn takes_norm(norm: &Norm<'_, Wgsl>, op: &Product<'_, Wgsl>) -> bool {
+/// Whether a norm can be had on the way into a product. Where a thread has blocks of quantised weights it cannot: the strided loads of `x` and the gain
+/// as f32 would be more than those of the weights.
+pub(super) fn takes_norm(kernels: &Wgsl, norm: &Norm<'_, Wgsl>, op: &Product<'_, Wgsl>) -> bool {
     op.phase == Phase::Decode
         && norm.kind == NormKind::Rms
         && norm.bias.is_none()
         && !norm.add
         && norm.rows == op.rows
         && op.rows.len() == 1
-        && op.weight.parts().iter().all(|part| is_spread(part.format))
+        && op.weight.parts().iter().all(|part| is_spread(part.format) || in_bytes(kernels, op, part).is_some())
+}
+
+/// The variant that multiplies integers, where there is one.
+fn in_bytes(kernels: &Wgsl, op: &Product<'_, Wgsl>, part: &Part) -> Option<matvec_bytes::Variant> {
+    let (types, bias) = (Types::of(op), op.bias.is_some());
+    matvec_bytes::Variant::choose(kernels, types, part.format, op.epilogue, bias, op.weight.width())
 }
 
 /// A product of a normed row; the product's `x` is not touched.
@@ -129,10 +137,19 @@ fn record_parts(
     let types = Types::of(op);
     for part in op.weight.parts() {
         let params = params(args, op, part)?;
-        let plain = Variant::choose(types, part.format, op.epilogue, op.bias.is_some(), kernels.kind);
-        let variant = Variant { normed: norm.map(|norm| norm.eps.to_bits()), ..plain };
-        let pipeline = kernels.pipeline(Kernel::MatVec(variant))?;
-        let grid = args.grid(part.rows.len().div_ceil(variant.columns as usize), kernels.max_groups())?;
+        let (kernel, workgroups) = match in_bytes(kernels, op, part) {
+            Some(variant) => {
+                let variant = norm.map_or(variant, |norm| variant.normed(norm.eps));
+                (Kernel::MatVecBytes(variant), matvec_bytes::Variant::workgroups(part.rows.len()))
+            }
+            None => {
+                let plain = Variant::choose(types, part.format, op.epilogue, op.bias.is_some(), kernels.kind);
+                let variant = Variant { normed: norm.map(|norm| norm.eps.to_bits()), ..plain };
+                (Kernel::MatVec(variant), part.rows.len().div_ceil(variant.columns as usize))
+            }
+        };
+        let pipeline = kernels.pipeline(kernel)?;
+        let grid = args.grid(workgroups, kernels.max_groups())?;
         let mut bindings = bindings(op, part);
         bindings.extend(norm.map(|norm| norm.weight.binding()));
         rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, grid)?;

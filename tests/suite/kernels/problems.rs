@@ -294,13 +294,29 @@ pub fn product_decode<K: Kernels>(k: &K) {
         case.first = case.first / 2 * 2;
         product_case(k, &mut check, &mut random, &case);
     }
+    // More columns than all workgroups take at a time, and rows that take several steps.
+    for (dtype, n, width) in [(Dtype::Q8_0, 4301, 96), (Dtype::Q4K, 67, 5120), (Dtype::Q6K, 35, 9472)] {
+        let case = ProductCase {
+            parts: vec![(dtype, n)],
+            order: RowOrder::Stacked,
+            width,
+            rows: 1,
+            first: 0,
+            out_row: 0,
+            epilogue: Epilogue::Store,
+            phase: Phase::Decode,
+            bias: true,
+            out_f32: true,
+        };
+        product_case(k, &mut check, &mut random, &case);
+    }
     check.finish();
 }
 
 /// A norm and the product behind it, as one row of decoding and as several of a prompt.
 pub fn norm_product<K: Kernels>(k: &K) {
     let (mut check, mut random) = (Check::new(k, "norm_product"), Random::new(21));
-    let formats = [Dtype::F16, Dtype::F32, Dtype::Bf16, Dtype::Q4_0, Dtype::Q8_0];
+    let formats = [Dtype::F16, Dtype::F32, Dtype::Bf16, Dtype::Q4_0, Dtype::Q8_0, Dtype::Q4K, Dtype::Q6K];
     for (i, &width) in WIDTHS.iter().chain(&[2048]).enumerate() {
         for (j, phase) in [Phase::Decode, Phase::Prefill].into_iter().enumerate() {
             let dtype = formats[(i + j) % formats.len()];

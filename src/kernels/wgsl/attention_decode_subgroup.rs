@@ -1,0 +1,98 @@
+//! Attention of one row where subgroups have a known size: the variant of [`attention_decode`](super::attention_decode) whose loop has no barrier, and
+//! which needs no merge while the keys are few.
+
+use super::attention::score_parts;
+use super::subgroups::{ATTEND, Subgroups};
+use super::unroll::unroll;
+use super::{act_part, enables};
+use crate::dtype::{KvDtype, Scalar};
+use crate::gpu::ShaderSpec;
+
+const SOURCE: &str = include_str!("../../../shaders/attention_decode_subgroup.wgsl");
+
+/// Keys of a step for each of those that take a key together.
+const KEYS: u32 = 4;
+
+/// Most keys that are not split. On an H200, 32 heads of 128, in microseconds: 256 keys whole 5.4, in 8 splits with their merge 8.1; 512 keys 8.1 and
+/// 11.1; 1,024 keys 13.6 and 11.4.
+pub(super) const WHOLE: usize = 512;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    activation: Scalar,
+    kv: KvDtype,
+    /// A multiple of 4.
+    head_dim: usize,
+    bias: bool,
+    /// Query heads of a workgroup.
+    heads: u32,
+    subgroups: Subgroups,
+    /// Whether a workgroup has all keys of its heads.
+    whole: bool,
+}
+
+impl Variant {
+    /// Every variant for a head size.
+    pub fn all(subgroups: Subgroups, activation: Scalar, kv: KvDtype, head_dim: usize, bias: bool) -> Vec<Self> {
+        let of = |whole, group| Self::choose(subgroups, activation, kv, (head_dim, group), bias, whole);
+        let mut all = vec![of(true, 1), of(false, 1), of(false, 2)];
+        all.dedup();
+        all
+    }
+
+    /// A workgroup for each query head while the keys are few. Otherwise two of a K/V head share its loads where workgroup memory has room (4,096 keys,
+    /// four heads to a K/V head: 14.9 µs on an H200, with one head 17.1, with four 20.9).
+    pub fn choose(
+        subgroups: Subgroups,
+        activation: Scalar,
+        kv: KvDtype,
+        (head_dim, group): (usize, usize),
+        bias: bool,
+        whole: bool,
+    ) -> Self {
+        let heads = if whole || group == 1 || head_dim > 128 { 1 } else { 2 };
+        Self { activation, kv, head_dim, bias, heads, subgroups, whole }
+    }
+
+    /// Query heads of a workgroup.
+    pub const fn heads(self) -> usize {
+        self.heads as usize
+    }
+
+    pub fn spec(self) -> ShaderSpec {
+        let Self { activation, kv, head_dim, bias, heads, subgroups: Subgroups { lanes }, whole } = self;
+        let key_lanes = lanes.min(16);
+        let head4 = head_dim as u32 / 4;
+        let counts = [
+            ("HEADS", heads),
+            ("KEYS", KEYS),
+            ("CHUNKS", head4.div_ceil(key_lanes)),
+            ("KEY_STEPS", key_lanes.ilog2()),
+            ("REST_STEPS", (lanes / key_lanes).ilog2()),
+            ("SUBGROUPS", ATTEND),
+        ];
+        let leave = if whole {
+            include_str!("../../../shaders/lib/attended_whole.wgsl")
+        } else {
+            include_str!("../../../shaders/lib/attended_split.wgsl")
+        };
+        ShaderSpec {
+            name: format!(
+                "attention_decode {activation:?} {kv:?} {head_dim} bias={bias} x{heads} subgroups of {lanes} {}",
+                if whole { "whole" } else { "split" }
+            ),
+            header: format!(
+                "{}const HEAD4: u32 = {head4}u;\nconst HEADS: u32 = {heads}u;\nconst LANES: u32 = {lanes}u;\n\
+                 const KEY_LANES: u32 = {key_lanes}u;\nconst SUBGROUPS: u32 = {ATTEND}u;\nconst KEYS: u32 = {KEYS}u;\n{}",
+                enables(activation),
+                unroll(SOURCE, &counts)
+            ),
+            parts: [vec![act_part(activation), super::attention_decode::PARAMS], score_parts(kv, bias), vec![leave]]
+                .concat(),
+            op: "",
+            entry: "attention_decode",
+            overrides: Vec::new(),
+            checked: false,
+        }
+    }
+}
