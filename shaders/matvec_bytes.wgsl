@@ -53,12 +53,11 @@ fn whole(sum: vec2<i32>) -> f32 {
 fn matvec(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
     var square = 0.0;
-    for (var eight = index; eight < 4u * params.blocks; eight += THREADS) {
+    for (var eight = subgroup * LANES + lane; eight < 4u * params.blocks; eight += THREADS) {
         let raw = wide(x[params.x_start / 2u + eight]);
         square += squares8(raw);
         let v = input8(raw, eight);
