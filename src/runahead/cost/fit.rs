@@ -85,12 +85,12 @@ impl Fit {
     }
 }
 
-/// Seconds per score from attention alone, where every chunk's was timed. Errors count relative to the layer's time: attention of a short chunk is slow for
-/// its scores, and of no weight.
+/// Seconds per score from attention alone, where every chunk's was timed. Errors count relative to the layer's time, and as often as the chunk has tokens:
+/// attention of a short chunk is slow for its scores, and the pieces that costs are asked for are long.
 fn measured(samples: &[Sample]) -> Option<f64> {
     let (mut xy, mut xx) = (0.0, 0.0);
     for s in samples {
-        let weight = s.layer_s.max(1e-12).powi(-2);
+        let weight = s.tokens as f64 * s.layer_s.max(1e-12).powi(-2);
         xy += weight * s.scores * s.attention_s?;
         xx += weight * s.scores.powi(2);
     }
