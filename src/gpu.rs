@@ -221,6 +221,21 @@ mod tests {
     }
 
     #[test]
+    fn threads_look_for_adapters_and_open_them_at_the_same_time() {
+        let name = adapter().info().name.clone();
+        let look = || {
+            for _ in 0..3 {
+                let gpu = gpu();
+                let words: Vec<f32> = (0..64).map(|i| i as f32).collect();
+                let buffer = gpu.buffer("words", 256).unwrap();
+                gpu.write(&buffer, 0, bytemuck::cast_slice(&words)).unwrap();
+                assert_eq!((&gpu.info().name, read_f32(&gpu, &buffer)), (&name, words));
+            }
+        };
+        std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(look))));
+    }
+
+    #[test]
     fn two_devices_on_one_adapter_keep_apart() {
         let adapter = adapter();
         let (a, b) = (adapter.open().unwrap(), adapter.open().unwrap());

@@ -1,5 +1,7 @@
 //! The GPUs of this machine: found, described, opened.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use super::caps::Caps;
 use super::device::Gpu;
 use super::native;
@@ -107,7 +109,8 @@ impl GpuAdapter {
 ///
 /// An adapter that shows up under two APIs is listed once, under Vulkan, else Metal, else DX12. Without any driver the list is empty.
 pub fn enumerate() -> Vec<GpuAdapter> {
-    let instance = instance();
+    let turn = loading();
+    let instance = instance(&turn);
     let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let usable = |adapter: &wgpu::Adapter| {
         let computes = wgpu::DownlevelFlags::COMPUTE_SHADERS;
@@ -123,8 +126,17 @@ pub fn enumerate() -> Vec<GpuAdapter> {
     adapters
 }
 
+/// Held while drivers are loaded and asked for their adapters: NVIDIA's Vulkan driver on Linux crashes where several threads do that at once
+/// (gfx-rs/wgpu#5930), as an application does that loads two models, or lists the adapters meanwhile. A lock, with nothing behind it.
+static LOADING: Mutex<()> = Mutex::new(());
+
+/// A turn at that.
+pub(super) fn loading() -> MutexGuard<'static, ()> {
+    LOADING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// All APIs that may have adapters.
-pub(super) fn instance() -> wgpu::Instance {
+pub(super) fn instance(_turn: &MutexGuard<'static, ()>) -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
         // No validation layers and no debug messages: they would print.

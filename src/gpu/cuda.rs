@@ -171,7 +171,7 @@ impl Gpu {
         let Some(pci) = self.info().pci.clone() else {
             return Err(refused(&self.owner, "CUDA: the driver does not tell this device's PCI id"));
         };
-        KEPT.get_or_init(super::adapter::instance);
+        KEPT.get_or_init(|| super::adapter::instance(&super::adapter::loading()));
         let side = Side::new(shared, &pci).map_err(|reason| refused(&self.owner, &reason))?;
         self.cuda = Some(side);
         Ok(self)
