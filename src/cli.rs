@@ -27,6 +27,7 @@ mod progress;
 mod pull;
 mod sampling;
 mod share;
+mod source;
 mod verify;
 
 use std::process::ExitCode;

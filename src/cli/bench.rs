@@ -18,7 +18,7 @@ use super::new_file::NewFile;
 use super::open::{self, Opening};
 use super::output;
 use super::picture::{self, Series};
-use super::planning::{Cut, Outline, Prefill, Setup};
+use super::planning::{Cut, Prefill, Setup};
 use super::progress::Bars;
 
 mod args;
@@ -28,7 +28,7 @@ mod measure;
 mod row;
 mod table;
 
-pub use args::{BenchArgs, Shape, weight_types};
+pub use args::BenchArgs;
 use cases::{Case, Group, Known};
 use measure::Measured;
 use row::{About, Predicted, Row};
@@ -41,13 +41,9 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
     }
     let named = open::named_or_default(&args.devices);
     let experiment = args.experiment.experiment(named.len())?;
-    let files = files(args)?;
-    // As `calibrate` and `plan` see random weights, so that its table is found.
-    let outline = match &args.synthetic {
-        Some(shape) => Outline::synthetic(shape.config()?, args.dtype())?,
-        None => Outline::of(&files),
-    };
-    let setup = Setup::new(outline, &named, args.engine.kv.kv.into(), args.engine.gemm.gemm)?.under(&experiment)?;
+    let files = args.model.files()?;
+    let setup = Setup::new(args.model.outline_of(&files)?, &named, args.engine.kv.kv.into(), args.engine.gemm.gemm)?
+        .under(&experiment)?;
     let auto = |prompt: Piece| {
         let plan = setup.plan(Prefill::Auto, None, prompt, prompt.end)?;
         setup.tell_left_out(&plan);
@@ -65,29 +61,18 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
         devices: devices(),
         setup,
         bars: Arc::new(Bars::new()),
-        table: Table::new(args.output, &args.model_name(), groups.iter().any(Group::is_chain)),
+        table: Table::new(args.output, &args.model.name(), groups.iter().any(Group::is_chain)),
         rows: Vec::new(),
         searched: BTreeMap::new(),
     };
     let mut files = Some(files);
     for group in &groups {
-        let files = files.take().map_or_else(|| self::files(args), Ok)?;
+        let files = files.take().map_or_else(|| args.model.files(), Ok)?;
         bench.group(files, group)?;
     }
     bench.table.end()?;
     bench.tell_break_even();
     plot.map_or(Ok(()), |file| file.text(&bench.plot()?))
-}
-
-fn files(args: &BenchArgs) -> Result<EngineBuilder, Failure> {
-    match &args.synthetic {
-        // Any seed is as good; one that never changes makes runs comparable.
-        Some(shape) => Ok(Engine::synthetic(shape.config()?, args.dtype(), 0)?),
-        None if args.weights.is_some() => {
-            Err(Failure::Usage("--weights is the format of random weights: it needs --synthetic".to_owned()))
-        }
-        None => open::files(&args.model),
-    }
 }
 
 struct Bench<'a> {
@@ -126,7 +111,7 @@ impl Bench<'_> {
         let started = Instant::now();
         let engine = open::engine(files, &opening)?;
         let about = About {
-            model: self.args.model_name(),
+            model: self.args.model.name(),
             params,
             weights_bytes,
             kv,
@@ -240,6 +225,6 @@ impl Bench<'_> {
             series[at].points.push((prompt as f64, ttft_ms));
         }
         series.iter_mut().for_each(|s| s.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
-        picture::ttft(&self.args.model_name(), &series)
+        picture::ttft(&self.args.model.name(), &series)
     }
 }

@@ -19,9 +19,9 @@ use super::args::EngineArgs;
 use super::failure::Failure;
 use super::open;
 use super::output;
-use super::plan::ModelOrShape;
-use super::planning::{Outline, fingerprint, tables_folder};
+use super::planning::{fingerprint, tables_folder};
 use super::progress::Bars;
+use super::source::ModelOrShape;
 
 /// Arguments of `calibrate`.
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,8 @@ pub struct CalibrateArgs {
 
 /// Runs the command.
 pub fn run(args: &CalibrateArgs, cancel: &Cancel) -> Result<(), Failure> {
-    let (outline, files) = open_model(&args.model)?;
+    let files = args.model.files()?;
+    let outline = args.model.outline_of(&files)?;
     let most = outline.config.max_context;
     let longest = args.contexts.iter().copied().max().unwrap_or(0);
     if longest > most {
@@ -87,16 +88,6 @@ pub fn run(args: &CalibrateArgs, cancel: &Cancel) -> Result<(), Failure> {
     report(&table, &path.display().to_string(), calibration.finished, args.json)?;
     // An interrupted command says so, though the best so far is kept.
     if calibration.finished { Ok(()) } else { Err(Error::Cancelled.into()) }
-}
-
-fn open_model(args: &ModelOrShape) -> Result<(Outline, EngineBuilder), Failure> {
-    match &args.synthetic {
-        Some(shape) => {
-            let outline = Outline::synthetic(shape.config()?, args.weights)?;
-            Ok((outline, Engine::synthetic(shape.config()?, args.weights, 0)?))
-        }
-        None => open::files(&args.model).map(|files| (Outline::of(&files), files)),
-    }
 }
 
 /// Loads the model. Bars show the load alone: there are hundreds of prefills behind it.

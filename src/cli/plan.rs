@@ -10,13 +10,13 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::open;
 use super::output;
-use super::planning::{Outline, Plan, Setup};
+use super::planning::{Plan, Setup};
 
 mod args;
 mod study;
 mod study_file;
 
-pub use args::{ModelOrShape, PlanArgs};
+pub use args::PlanArgs;
 
 /// Runs the command.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
@@ -29,14 +29,6 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     }
 }
 
-/// The sizes of the model: of its files, or of random weights that are not made for that.
-fn outline(args: &ModelOrShape) -> Result<Outline, Failure> {
-    match &args.synthetic {
-        Some(shape) => Outline::synthetic(shape.config()?, args.weights),
-        None => open::files(&args.model).map(|files| Outline::of(&files)),
-    }
-}
-
 fn of_this_machine(args: &PlanArgs) -> Result<(), Failure> {
     let Some(n_prompt) = args.n_prompt else {
         return Err(Failure::Usage("-p TOKENS is missing: the length of the prompt".to_owned()));
@@ -44,7 +36,7 @@ fn of_this_machine(args: &PlanArgs) -> Result<(), Failure> {
     if n_prompt == 0 {
         return Err(Error::EmptyPrompt.into());
     }
-    let outline = outline(&args.model)?;
+    let outline = args.model.outline()?;
     let most = outline.config.max_context;
     if n_prompt > most {
         return Err(Error::ContextFull { needed: n_prompt, context: most }.into());

@@ -284,7 +284,7 @@ fn a_file_and_a_depth_are_measured_too() {
 fn what_cannot_be_measured_is_an_error() {
     let model = tiny();
     let file = ["bench", "-m", &model, "--devices", "cpu"];
-    let cases: [(Vec<&str>, i32, &str); 28] = [
+    let cases: [(Vec<&str>, i32, &str); 29] = [
         (bench("--devices cpu --weights q4_k"), 1, "no multiple of Q4_K's block"),
         (bench("--devices cpu -p 0"), 2, "one token at least"),
         (bench("--devices cpu -p -5"), 2, "-5"),
@@ -311,7 +311,8 @@ fn what_cannot_be_measured_is_an_error() {
         (bench("--devices cpu,cpu --link-bandwidth 0GB/s"), 2, "no rate above 0"),
         (vec!["bench", "--synthetic", "llama-9"], 2, "llama-2-7b"),
         (vec!["bench", "-m", &model, "--synthetic", "tiny"], 2, "cannot be used with"),
-        ([&file[..], &["--weights", "f16"]].concat(), 2, "--synthetic"),
+        ([&file[..], &["--weights", "f16"]].concat(), 2, "cannot be used with"),
+        (vec!["bench", "--weights", "f16"], 2, "--synthetic"),
         ([&file[..], &["-p", "513"]].concat(), 1, "513 tokens do not fit a context of 512"),
     ];
     for (args, code, says) in cases {

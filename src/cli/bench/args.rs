@@ -3,28 +3,19 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use runahead::Result;
-use runahead::config::{ModelConfig, shapes};
-use runahead::dtype::Dtype;
 use runahead::engine::DeviceId;
 use runahead::runahead::partition::Split;
 
-use crate::cli::args::{EngineArgs, ModelArgs};
+use crate::cli::args::EngineArgs;
 use crate::cli::experiment::ExperimentArgs;
 use crate::cli::planning::{Cut, Prefill};
+use crate::cli::source::ModelOrShape;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
-    /// Random weights in the sizes of a well-known model instead of a file: llama-2-7b, llama-3-8b, smollm2-135m …
-    #[arg(long, value_name = "SHAPE", value_parser = Shape::parse, conflicts_with = "model")]
-    pub synthetic: Option<Shape>,
-    /// Format of the random weights; f16 unless said here
-    #[arg(long, value_name = "TYPE", ignore_case = true, value_parser = weight_types())]
-    pub weights: Option<Dtype>,
+    pub model: ModelOrShape,
     /// Lengths of the prompts to prefill, in tokens
     #[arg(short, value_name = "LIST", value_delimiter = ',', value_parser = parse_prompt, default_value = "512")]
     pub prompts: Vec<usize>,
@@ -79,20 +70,6 @@ impl BenchArgs {
         let default = if self.matrix { Cut::Searched } else { Cut::Fixed(Split::Even) };
         self.split.as_ref().map_or_else(|| vec![default], |list| list.0.clone())
     }
-
-    /// Format of the random weights.
-    pub fn dtype(&self) -> Dtype {
-        self.weights.unwrap_or(Dtype::F16)
-    }
-
-    /// What the model is called in the results.
-    pub fn model_name(&self) -> String {
-        match (&self.synthetic, &self.model.model) {
-            (Some(shape), _) => format!("{} {} (synthetic)", shape.0, self.dtype().name()),
-            (None, Some(path)) => path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-            (None, None) => "smollm2".to_owned(),
-        }
-    }
 }
 
 /// See [`Cut::parse_list`]; to clap one value.
@@ -103,28 +80,6 @@ impl CutList {
     fn parse(text: &str) -> Result<Self, String> {
         Cut::parse_list(text).map(Self)
     }
-}
-
-/// A name that [`shapes::shape`] knows.
-#[derive(Clone, Debug)]
-pub struct Shape(String);
-
-impl Shape {
-    /// Reads a name.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        shapes::shape(name).map(|_| Self(name.to_owned())).map_err(|error| error.to_string())
-    }
-
-    /// What the model is.
-    pub fn config(&self) -> Result<ModelConfig> {
-        shapes::shape(&self.0)
-    }
-}
-
-/// Formats by their usual names.
-pub fn weight_types() -> impl TypedValueParser<Value = Dtype> {
-    let find = |name: String| Dtype::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(&name));
-    PossibleValuesParser::new(Dtype::ALL.map(Dtype::name)).try_map(move |name| find(name).ok_or("no such format"))
 }
 
 /// Forms of the results.

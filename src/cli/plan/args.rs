@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use runahead::dtype::Dtype;
 use runahead::engine::DeviceId;
 
-use crate::cli::args::{GemmArgs, KvArgs, ModelArgs};
-use crate::cli::bench::{Shape, weight_types};
+use crate::cli::args::{GemmArgs, KvArgs};
 use crate::cli::planning::{Cut, Prefill};
+use crate::cli::source::ModelOrShape;
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
@@ -39,17 +38,4 @@ pub struct PlanArgs {
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,
-}
-
-/// Which model, or the sizes of which.
-#[derive(Debug, clap::Args)]
-pub struct ModelOrShape {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Random weights in the sizes of a well-known model instead of a file: llama-2-7b, llama-3-8b, smollm2-135m …
-    #[arg(long, value_name = "SHAPE", value_parser = Shape::parse, conflicts_with = "model")]
-    pub synthetic: Option<Shape>,
-    /// Format of the random weights
-    #[arg(long, value_name = "TYPE", ignore_case = true, requires = "synthetic", value_parser = weight_types(), default_value = "F16")]
-    pub weights: Dtype,
 }
