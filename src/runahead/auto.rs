@@ -178,9 +178,11 @@ fn corrections(task: &Task<'_>) -> Result<(f64, f64)> {
     let (Some((chain_ms, single_ms)), Some(lengths)) = (table.measured_ms(len), table.predict(0, len)) else {
         return none;
     };
-    let chain = simulate(&task.chain(0, &lengths), &table.costs)?.ttft_s;
+    let all: Vec<usize> = (0..table.costs.adapters.len()).collect();
+    // With what the costs say of a shared device: only what is beyond that was not known.
+    let chain = simulate(&task.chain(0, &lengths), &(task.costs_of)(&all)?)?.ttft_s;
     let mut single = f64::INFINITY;
-    for i in 0..table.costs.adapters.len() {
+    for i in all {
         let alone = simulate(&task.single(0, len), &table.costs.pick(&[i]))?;
         single = single.min(alone.ttft_s);
     }

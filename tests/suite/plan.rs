@@ -234,16 +234,7 @@ fn an_adapter_that_does_not_help_is_left_out_with_a_reason() {
     let chosen = choose(&Task { refuses: &refuses, ..task }).unwrap();
     assert_eq!((&chosen.order[..], &chosen.left_out[0].1[..]), (&[0][..], "too little memory"));
     let none = |_: usize, _: bool| Some("no".to_owned());
-    let task = Task {
-        costs: &set,
-        costs_of: &|order| Ok(set.pick(order)),
-        table: None,
-        past: 0,
-        len: 8192,
-        n_layers: 32,
-        refuses: &none,
-    };
-    assert!(matches!(choose(&task), Err(Error::Partition(_))));
+    assert!(matches!(choose(&Task { refuses: &none, ..task }), Err(Error::Partition(_))));
 }
 
 #[test]
@@ -284,6 +275,38 @@ fn what_was_measured_counts_more_than_what_the_costs_say() {
     swapped.adapters[0].decode_s = Some(1e-6);
     measured.costs = swapped.clone();
     assert_eq!(choice(&swapped, Some(&measured), 2048).unwrap().mode, Mode::Single);
+}
+
+#[test]
+fn a_shared_device_counts_once_where_chains_were_measured_too() {
+    // Together each takes half as long again, in the costs of chains and in what was measured.
+    let set = costs(&[200.0, 200.0], 100e9);
+    let together = |order: &[usize]| {
+        let mut costs = set.pick(order);
+        if order.len() > 1 {
+            for cost in &mut costs.adapters {
+                *cost = cost.slower(1.5)?;
+            }
+        }
+        Ok(costs)
+    };
+    let mut measured = table(&set, &[1024, 4096]);
+    for point in &mut measured.points {
+        let schedule = Mode::Runahead.schedule(0, &point.lengths, 32);
+        let slower = together(&[0, 1]).unwrap();
+        point.ttft_ms = 1e3 * runahead::runahead::simulate::simulate(&schedule, &slower).unwrap().ttft_s;
+    }
+    let task = Task {
+        costs: &set,
+        costs_of: &together,
+        table: Some(&measured),
+        past: 0,
+        len: 4096,
+        n_layers: 32,
+        refuses: &|_, _| None,
+    };
+    let chosen = choose(&task).unwrap();
+    assert_eq!(chosen.mode, Mode::Runahead, "{chosen:?}");
 }
 
 #[test]
