@@ -6,10 +6,10 @@ use std::fmt::Write;
 
 /// `saturate`, `add_bias`, `gelu`, `add_bias_wide`, `swiglu`, `geglu`, for a module with a head of its own.
 pub fn source() -> String {
-    let mut text = SATURATE.to_owned();
+    let mut text = saturate();
     text += &finished("add_bias", |_| String::new());
     text += &finished("gelu", gelu);
-    text += ADD_BIAS_WIDE;
+    text += &add_bias_wide();
     // z / (1 + exp(-z)) and z / (1 + exp(-2 u)), u = sqrt(2 / pi) (z + 0.044715 z^3).
     text += &gated("swiglu", "mul.f32 %f2, %f0, 0fBFB8AA3B;");
     text += &gated(
@@ -22,34 +22,47 @@ pub fn source() -> String {
     text
 }
 
+/// The number of the thread, `%i`; those that are not among `count` end here.
+const PLACE: &str = "    mov.u32 %block, %ctaid.x;
+    mov.u32 %thread, %tid.x;
+    mad.lo.u32 %i, %block, 256, %thread;
+    ld.param.u32 %n, [count];
+    setp.ge.u32 %p, %i, %n;
+    @%p ret;
+";
+
+/// The bounds of pairs in f16, which kernels that store them declare.
+pub const LIMITS: &str = "    mov.b32 %most, 0x7bff7bff;
+    mov.b32 %least, 0xfbfffbff;
+";
+
+/// A pair in f16 within these bounds.
+fn clamped(pair: &str) -> String {
+    format!("    min.f16x2 {pair}, {pair}, %most;\n    max.f16x2 {pair}, {pair}, %least;\n")
+}
+
 /// A number as PTX writes it.
 fn hex(value: f32) -> String {
     format!("0f{:08X}", value.to_bits())
 }
 
 /// What a product left beyond f16 becomes its largest value; 8 elements a thread, written only where one was.
-const SATURATE: &str = "
+fn saturate() -> String {
+    format!(
+        "
 .visible .entry saturate(.param .u64 x, .param .u32 count)
 .maxntid 256, 1, 1
-{
+{{
     .reg .b32 %most, %least;
     .reg .pred %p, %q;
     .reg .u32 %i, %n, %block, %thread;
     .reg .u64 %x, %at;
     .reg .b32 %v<4>, %w<4>;
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %thread, %tid.x;
-    mad.lo.u32 %i, %block, 256, %thread;
-    ld.param.u32 %n, [count];
-    setp.ge.u32 %p, %i, %n;
-    @%p ret;
-    ld.param.u64 %x, [x];
+{LIMITS}{PLACE}    ld.param.u64 %x, [x];
     cvta.to.global.u64 %x, %x;
     mul.wide.u32 %at, %i, 16;
     add.u64 %at, %x, %at;
-    ld.global.v4.b32 {%v0, %v1, %v2, %v3}, [%at];
+    ld.global.v4.b32 {{%v0, %v1, %v2, %v3}}, [%at];
     min.f16x2 %w0, %v0, %most;
     min.f16x2 %w1, %v1, %most;
     min.f16x2 %w2, %v2, %most;
@@ -62,10 +75,12 @@ const SATURATE: &str = "
     setp.ne.or.b32 %p, %v1, %w1, %p;
     setp.ne.or.b32 %p, %v2, %w2, %p;
     setp.ne.or.b32 %p, %v3, %w3, %p;
-    @%p st.global.v4.b32 [%at], {%w0, %w1, %w2, %w3};
+    @%p st.global.v4.b32 [%at], {{%w0, %w1, %w2, %w3}};
     ret;
+}}
+"
+    )
 }
-";
 
 /// A bias in f32 for every column of rows in f16, none where its address is 0, and an activation of the sum in a register; the results saturate.
 /// 8 elements a thread, `columns8` threads a row.
@@ -82,15 +97,7 @@ fn finished(name: &str, activation: impl Fn(&str) -> String) -> String {
     .reg .b32 %v<4>;
     .reg .b16 %low, %high;
     .reg .f32 %b<8>, %f<2>, %g<3>;
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %thread, %tid.x;
-    mad.lo.u32 %i, %block, 256, %thread;
-    ld.param.u32 %n, [count];
-    setp.ge.u32 %p, %i, %n;
-    @%p ret;
-    ld.param.u64 %x, [x];
+{LIMITS}{PLACE}    ld.param.u64 %x, [x];
     ld.param.u64 %bias, [bias];
     ld.param.u32 %n, [columns8];
     setp.ne.u64 %biased, %bias, 0;
@@ -111,20 +118,17 @@ fn finished(name: &str, activation: impl Fn(&str) -> String) -> String {
     ld.global.v4.b32 {%v0, %v1, %v2, %v3}, [%at];
 ";
     for i in 0..4 {
+        let clamped = clamped(&format!("%v{i}"));
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "    min.f16x2 %v{i}, %v{i}, %most;
-    max.f16x2 %v{i}, %v{i}, %least;
-    mov.b32 {{%low, %high}}, %v{i};
+            "{clamped}    mov.b32 {{%low, %high}}, %v{i};
     cvt.f32.f16 %f0, %low;
     cvt.f32.f16 %f1, %high;
     add.f32 %f0, %f0, %b{};
     add.f32 %f1, %f1, %b{};
 {}{}    cvt.rn.f16x2.f32 %v{i}, %f1, %f0;
-    min.f16x2 %v{i}, %v{i}, %most;
-    max.f16x2 %v{i}, %v{i}, %least;
-",
+{clamped}",
             2 * i,
             2 * i + 1,
             activation("%f0"),
@@ -166,21 +170,17 @@ fn gelu(z: &str) -> String {
 }
 
 /// A bias in f32 for every column of rows in f32; 4 elements a thread, `columns4` threads a row.
-const ADD_BIAS_WIDE: &str = "
+fn add_bias_wide() -> String {
+    format!(
+        "
 .visible .entry add_bias_wide(.param .u64 x, .param .u64 bias, .param .u32 count, .param .u32 columns4)
 .maxntid 256, 1, 1
-{
+{{
     .reg .pred %p;
     .reg .u32 %i, %n, %block, %thread, %column;
     .reg .u64 %x, %bias, %at;
     .reg .f32 %b<4>, %f<4>;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %thread, %tid.x;
-    mad.lo.u32 %i, %block, 256, %thread;
-    ld.param.u32 %n, [count];
-    setp.ge.u32 %p, %i, %n;
-    @%p ret;
-    ld.param.u64 %x, [x];
+{PLACE}    ld.param.u64 %x, [x];
     ld.param.u64 %bias, [bias];
     ld.param.u32 %n, [columns4];
     cvta.to.global.u64 %x, %x;
@@ -188,18 +188,20 @@ const ADD_BIAS_WIDE: &str = "
     rem.u32 %column, %i, %n;
     mul.wide.u32 %at, %column, 16;
     add.u64 %bias, %bias, %at;
-    ld.global.v4.f32 {%b0, %b1, %b2, %b3}, [%bias];
+    ld.global.v4.f32 {{%b0, %b1, %b2, %b3}}, [%bias];
     mul.wide.u32 %at, %i, 16;
     add.u64 %at, %x, %at;
-    ld.global.v4.f32 {%f0, %f1, %f2, %f3}, [%at];
+    ld.global.v4.f32 {{%f0, %f1, %f2, %f3}}, [%at];
     add.f32 %f0, %f0, %b0;
     add.f32 %f1, %f1, %b1;
     add.f32 %f2, %f2, %b2;
     add.f32 %f3, %f3, %b3;
-    st.global.v4.f32 [%at], {%f0, %f1, %f2, %f3};
+    st.global.v4.f32 [%at], {{%f0, %f1, %f2, %f3}};
     ret;
+}}
+"
+    )
 }
-";
 
 /// Eight outputs a thread, each from a pair of neighbours (gate, up). `exponent` gives in `%f2` the power of two whose sum with 1 divides the gate
 /// `%f0`.
@@ -216,15 +218,7 @@ fn gated(name: &str, exponent: &str) -> String {
     .reg .b32 %v<8>, %w<4>;
     .reg .b16 %gate, %up;
     .reg .f32 %f<5>;
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %thread, %tid.x;
-    mad.lo.u32 %i, %block, 256, %thread;
-    ld.param.u32 %n, [count];
-    setp.ge.u32 %p, %i, %n;
-    @%p ret;
-    ld.param.u64 %x, [pairs];
+{LIMITS}{PLACE}    ld.param.u64 %x, [pairs];
     ld.param.u64 %out, [out];
     cvta.to.global.u64 %x, %x;
     cvta.to.global.u64 %out, %out;
@@ -238,9 +232,7 @@ fn gated(name: &str, exponent: &str) -> String {
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "    min.f16x2 %v{i}, %v{i}, %most;
-    max.f16x2 %v{i}, %v{i}, %least;
-    mov.b32 {{%gate, %up}}, %v{i};
+            "{}    mov.b32 {{%gate, %up}}, %v{i};
     cvt.f32.f16 %f0, %gate;
     cvt.f32.f16 %f1, %up;
     {exponent}
@@ -249,17 +241,12 @@ fn gated(name: &str, exponent: &str) -> String {
     div.full.f32 %f0, %f0, %f2;
     mul.f32 %f{}, %f0, %f1;
 ",
+            clamped(&format!("%v{i}")),
             3 + i % 2
         );
         if i % 2 == 1 {
-            let _ = write!(
-                text,
-                "    cvt.rn.f16x2.f32 %w{word}, %f4, %f3;
-    min.f16x2 %w{word}, %w{word}, %most;
-    max.f16x2 %w{word}, %w{word}, %least;
-",
-                word = i / 2
-            );
+            let word = format!("%w{}", i / 2);
+            let _ = write!(text, "    cvt.rn.f16x2.f32 {word}, %f4, %f3;\n{}", clamped(&word));
         }
     }
     text += "    mul.wide.u32 %at, %i, 16;

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::epilogues_ptx;
+use super::epilogues_ptx::{self, LIMITS};
 
 /// Threads of a block of every kernel here.
 pub const THREADS: u32 = 256;
@@ -37,9 +37,7 @@ fn norm(name: &str, layer: bool) -> String {
     .reg .f32 %a<4>, %b<4>, %c<4>, %sum, %t, %mean, %inverse, %eps;
     .reg .b32 %h<2>, %place;
     .shared .align 16 .f32 sums[16];
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    ld.param.u64 %x, [x];
+{LIMITS}    ld.param.u64 %x, [x];
     ld.param.u64 %w, [weight];
     ld.param.u64 %bias, [bias];
     ld.param.u64 %out, [out];
@@ -180,9 +178,7 @@ fn rope(name: &str, place: &str, order: [&str; 4]) -> String {
     .reg .b32 %w<2>;
     .reg .b16 %h<4>;
     .reg .f32 %a<4>, %e<4>, %n<4>;
-    mov.b32 %most, 0x7bff7bff;
-    mov.b32 %least, 0xfbfffbff;
-    ld.param.u32 %per_row, [per_row];
+{LIMITS}    ld.param.u32 %per_row, [per_row];
     mov.u32 %r0, %ctaid.y;
     mov.u32 %r1, %tid.x;
     mad.lo.u32 %r1, %r0, 256, %r1;

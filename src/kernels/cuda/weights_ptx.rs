@@ -394,23 +394,11 @@ mod tests {
     use super::*;
     use crate::kernels::cpu;
     use crate::kernels::cuda::{ptx_check, ptx_run};
-    use crate::kernels::wgsl::planes::repack;
+    use crate::kernels::wgsl::planes::{repack, tests::noise};
 
     #[test]
     fn the_text_names_what_it_declares() {
         ptx_check::check(&source());
-    }
-
-    /// Random bytes, whose f16 factors are mostly wild: numbers beyond f16 come of them, and numbers below it.
-    fn noise(len: usize) -> Vec<u8> {
-        let mut state = 0x2545_f491_4f6c_dd1d_u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        };
-        (0..len).map(|_| next()).collect()
     }
 
     #[test]

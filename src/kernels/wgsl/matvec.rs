@@ -51,11 +51,8 @@ impl Variant {
         let normed = if self.normed.is_some() { " normed" } else { "" };
         let half = if types.out == Scalar::F16 { types.out } else { types.x };
         let mut parts = parts(types, weight, epilogue, bias);
-        parts.push(match self.normed {
-            Some(_) => include_str!("../../../shaders/lib/matvec_normed.wgsl"),
-            None => include_str!("../../../shaders/lib/matvec_plain.wgsl"),
-        });
-        let eps = self.normed.map(|bits| ("EPS", f64::from(f32::from_bits(bits))));
+        let (norm, overrides) = norm_of(self.normed);
+        parts.push(norm);
         ShaderSpec {
             name: format!(
                 "matvec{normed} {} {} {epilogue:?} bias={bias} {threads}x{columns}",
@@ -72,9 +69,20 @@ impl Variant {
             parts,
             op: "",
             entry: "matvec",
-            overrides: eps.into_iter().collect(),
+            overrides,
             checked: false,
         }
+    }
+}
+
+/// The part by which a row is normed on its way into a product, or taken as it is, and its overrides.
+pub(super) fn norm_of(normed: Option<u32>) -> (&'static str, Vec<(&'static str, f64)>) {
+    match normed {
+        Some(bits) => {
+            let eps = ("EPS", f64::from(f32::from_bits(bits)));
+            (include_str!("../../../shaders/lib/matvec_normed.wgsl"), vec![eps])
+        }
+        None => (include_str!("../../../shaders/lib/matvec_plain.wgsl"), Vec::new()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Products of one row with quantised weights in integers, where activations are f16: the variant of [`matvec`](super::matvec) for devices whose subgroups
 //! have a known size.
 
+use super::matvec::norm_of;
 use super::product::{Types, parts};
 use super::subgroups::Subgroups;
 use super::unroll::unroll;
@@ -81,11 +82,8 @@ impl Variant {
         let half = if types.out == Scalar::F16 { types.out } else { types.x };
         let mut parts = parts(types, weight, epilogue, bias);
         parts.extend(part(weight).unwrap_or_default());
-        parts.push(match normed {
-            Some(_) => include_str!("../../../shaders/lib/matvec_normed.wgsl"),
-            None => include_str!("../../../shaders/lib/matvec_plain.wgsl"),
-        });
-        let eps = normed.map(|bits| ("EPS", f64::from(f32::from_bits(bits))));
+        let (norm, overrides) = norm_of(normed);
+        parts.push(norm);
         ShaderSpec {
             name: format!(
                 "matvec in bytes{} {} {} {epilogue:?} bias={bias} subgroups of {lanes}, {blocks} blocks",
@@ -102,7 +100,7 @@ impl Variant {
             parts,
             op: "",
             entry: "matvec",
-            overrides: eps.into_iter().collect(),
+            overrides,
             checked: false,
         }
     }

@@ -159,7 +159,7 @@ pub(super) fn repack_as_f32(format: Dtype, row: &[u8], quants: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::kernels) mod tests {
     use super::*;
 
     /// Codes in order, back to ggml's order.
@@ -212,7 +212,8 @@ mod tests {
         }
     }
 
-    fn noise(len: usize) -> Vec<u8> {
+    /// Random bytes, whose f16 factors are mostly wild: numbers beyond f16 come of them, and numbers below it.
+    pub(in crate::kernels) fn noise(len: usize) -> Vec<u8> {
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
         let mut next = || {
             state ^= state << 13;
