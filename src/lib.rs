@@ -21,7 +21,7 @@
 //! # }
 //! ```
 //!
-//! The library never prints, exits, panics or keeps global state (with the feature `cuda`, loaded libraries stay until the process ends); every wait has a time-out or a cancel.
+//! The library never prints, exits, panics or keeps global state (but drivers, which stay loaded until the process ends); every wait has a time-out or a cancel.
 
 pub mod cancel;
 pub mod config;

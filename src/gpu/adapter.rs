@@ -1,6 +1,6 @@
 //! The GPUs of this machine: found, described, opened.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::OnceLock;
 
 use super::caps::Caps;
 use super::device::Gpu;
@@ -109,9 +109,8 @@ impl GpuAdapter {
 ///
 /// An adapter that shows up under two APIs is listed once, under Vulkan, else Metal, else DX12. Without any driver the list is empty.
 pub fn enumerate() -> Vec<GpuAdapter> {
-    let turn = loading();
-    let instance = instance(&turn);
-    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let drivers = DRIVERS.get_or_init(drivers);
+    let found = pollster::block_on(drivers.enumerate_adapters(wgpu::Backends::all()));
     let usable = |adapter: &wgpu::Adapter| {
         let computes = wgpu::DownlevelFlags::COMPUTE_SHADERS;
         adapter.get_downlevel_capabilities().flags.contains(computes)
@@ -126,17 +125,13 @@ pub fn enumerate() -> Vec<GpuAdapter> {
     adapters
 }
 
-/// Held while drivers are loaded and asked for their adapters: NVIDIA's Vulkan driver on Linux crashes where several threads do that at once
-/// (gfx-rs/wgpu#5930), as an application does that loads two models, or lists the adapters meanwhile. A lock, with nothing behind it.
-static LOADING: Mutex<()> = Mutex::new(());
+/// The machine's drivers: loaded once, and not unloaded before the process ends. NVIDIA's Vulkan driver on Linux crashes or hangs where one thread
+/// loads it while another unloads it or loads it too (gfx-rs/wgpu#5930), as happens where engines come and go on several threads. And
+/// beside CUDA's, which is never unloaded, it could not be loaded a second time: both have thread-local storage of the kind that a process has
+/// little of and gets back in reverse order only.
+static DRIVERS: OnceLock<wgpu::Instance> = OnceLock::new();
 
-/// A turn at that.
-pub(super) fn loading() -> MutexGuard<'static, ()> {
-    LOADING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// All APIs that may have adapters.
-pub(super) fn instance(_turn: &MutexGuard<'static, ()>) -> wgpu::Instance {
+fn drivers() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
         // No validation layers and no debug messages: they would print.

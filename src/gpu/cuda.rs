@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::buffer::{Buffer, Owner};
 use super::device::{Gpu, Submission};
@@ -36,10 +36,6 @@ use mixed::{Command, Commands};
 
 /// The lowest compute capability whose instructions our kernels use: 8.0.
 const LEAST_CAPABILITY: i32 = 80;
-
-/// Keeps Vulkan's driver loaded once CUDA's is, which is never unloaded: both have thread-local storage of the kind that a process has little of
-/// and gets back in reverse order only, so that Vulkan's could not be loaded a second time.
-static KEPT: OnceLock<wgpu::Instance> = OnceLock::new();
 
 /// What there is of CUDA on this machine: the driver's version and cuBLASLt's, or why it cannot be used.
 pub fn cuda_versions() -> std::result::Result<[String; 2], String> {
@@ -171,7 +167,6 @@ impl Gpu {
         let Some(pci) = self.info().pci.clone() else {
             return Err(refused(&self.owner, "CUDA: the driver does not tell this device's PCI id"));
         };
-        KEPT.get_or_init(|| super::adapter::instance(&super::adapter::loading()));
         let side = Side::new(shared, &pci).map_err(|reason| refused(&self.owner, &reason))?;
         self.cuda = Some(side);
         Ok(self)

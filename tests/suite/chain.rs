@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use runahead::cancel::{Cancel, Wait};
 use runahead::dims::Piece;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, Experiment, Mode, Options, Session};
+use runahead::engine::{DeviceId, Engine, Experiment, Gemm, Mode, Options, Session};
 use runahead::error::{Error, Result};
 use runahead::gpu::GpuKind;
 use runahead::kernels::Kernels;
@@ -31,7 +31,8 @@ pub fn reference(family: &str) -> PathBuf {
 }
 
 fn engine(family: &str, devices: &[DeviceId], kv: KvDtype) -> Engine {
-    Engine::builder(reference(family)).unwrap().devices(devices.to_vec()).context(384).kv(kv).open().unwrap()
+    let builder = Engine::builder(reference(family)).unwrap().devices(devices.to_vec()).context(384);
+    builder.gemm(Gemm::Wgsl).kv(kv).open().unwrap()
 }
 
 /// Ids that differ from row to row and from case to case.
@@ -379,7 +380,7 @@ fn shares_that_are_too_long_go_in_passes_with_the_same_bits() {
     for (family, devices) in chains {
         let open = |most: usize| {
             let builder = Engine::builder(reference(family)).unwrap().devices(devices.to_vec()).context(384);
-            builder.max_share(most).open().unwrap()
+            builder.gemm(Gemm::Wgsl).max_share(most).open().unwrap()
         };
         let (whole, parts) = (open(usize::MAX), open(40));
         let n_layers = whole.config().n_layers;

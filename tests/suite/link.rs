@@ -248,7 +248,7 @@ fn a_cancel_in_the_middle_ends_a_chain_in_time_and_leaves_it_usable() {
     let target = Arc::new(Mutex::new((Cancel::new(), u64::MAX)));
     let seen = target.clone();
     let builder = Engine::synthetic(config(), Dtype::F16, 1).unwrap().devices([DeviceId::Gpu(0); 2]).context(384);
-    let builder = builder.link(Link::Dma).on_progress(move |progress| {
+    let builder = builder.gemm(Gemm::Wgsl).link(Link::Dma).on_progress(move |progress| {
         let (cancel, at) = &*seen.lock().unwrap();
         if matches!(progress, Progress::Prefill { done, .. } if done >= *at) {
             cancel.cancel();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, Experiment, Lane, Mode, Noise, Options, PrefillReport, Session};
+use runahead::engine::{DeviceId, Engine, Experiment, Gemm, Lane, Mode, Noise, Options, PrefillReport, Session};
 use runahead::error::Error;
 use runahead::runahead::cost::{AdapterCost, CostModel, Curve};
 use runahead::runahead::node::Node;
@@ -20,7 +20,7 @@ const CHAINS: [Mode; 5] = [Mode::Runahead, Mode::Relay, Mode::Tsp, Mode::TspCaus
 
 fn engine(devices: &[DeviceId], experiment: Experiment) -> Engine {
     let builder = Engine::builder(reference("llama-gqa-tied")).unwrap().devices(devices.to_vec()).context(512);
-    builder.experiment(experiment).open().unwrap()
+    builder.gemm(Gemm::Wgsl).experiment(experiment).open().unwrap()
 }
 
 fn options(mode: Mode) -> Options {

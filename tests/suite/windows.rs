@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use runahead::cancel::Cancel;
 use runahead::dims::round_up;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, EngineBuilder, Mode, Options, PrefillReport, Session};
+use runahead::engine::{DeviceId, Engine, EngineBuilder, Gemm, Mode, Options, PrefillReport, Session};
 use runahead::error::Error;
 use runahead::model::{CacheSize, Slots, memory};
 use runahead::runahead::cost::{CostModel, Rates, Shape, mean_scores};
@@ -46,7 +46,7 @@ fn models() -> Vec<(&'static str, TempDir)> {
 
 fn builder(model: &TempDir, devices: &[DeviceId], take_back: usize) -> EngineBuilder {
     let builder = Engine::builder(model.path()).unwrap().devices(devices.to_vec()).context(CONTEXT);
-    builder.kv(KvDtype::F32).take_back(take_back)
+    builder.gemm(Gemm::Wgsl).kv(KvDtype::F32).take_back(take_back)
 }
 
 fn engine(model: &TempDir, devices: &[DeviceId], take_back: usize) -> Engine {
@@ -121,7 +121,7 @@ fn chains_over_rings_give_the_bits_of_one_adapter_with_all_rows() {
 fn alibi_in_chains_that_are_cut_anywhere() {
     let open = |n: usize| {
         let builder = Engine::builder(reference("falcon-rw-alibi")).unwrap().devices(vec![DeviceId::Gpu(0); n]);
-        builder.context(256).open().unwrap()
+        builder.gemm(Gemm::Wgsl).context(256).open().unwrap()
     };
     let want = turns(&open(1), Mode::Single, |_, _| Split::Even);
     for weights in [&[1.0, 8.0][..], &[8.0, 1.0], &[1.0, 1.0, 8.0], &[1.0, 8.0, 1.0], &[8.0, 1.0, 1.0]] {
