@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use runahead::cancel::Cancel;
 use runahead::dims::Piece;
-use runahead::engine::{DeviceId, DeviceInfo, Engine, EngineBuilder, devices};
+use runahead::engine::{DeviceId, DeviceInfo, Engine, EngineBuilder, Mode, devices};
 use runahead::runahead::partition::Split;
 use runahead::runahead::table::predict;
 
@@ -64,6 +64,7 @@ pub fn run(args: &BenchArgs, cancel: &Cancel) -> Result<(), Failure> {
         table: Table::new(args.output, &args.model.name(), groups.iter().any(Group::is_chain)),
         rows: Vec::new(),
         searched: BTreeMap::new(),
+        alone: BTreeMap::new(),
     };
     let mut files = Some(files);
     for group in &groups {
@@ -88,6 +89,8 @@ struct Bench<'a> {
     rows: Vec<Row>,
     /// Cuts that were searched in this run: by mode and depth, each length with its pieces.
     searched: BTreeMap<(&'static str, usize), BTreeMap<usize, Vec<usize>>>,
+    /// What adapters took alone, by their number in `--devices`: positions and seconds.
+    alone: BTreeMap<usize, Vec<(Piece, f64)>>,
 }
 
 impl Bench<'_> {
@@ -133,6 +136,14 @@ impl Bench<'_> {
             let used = self.used((&names[skipped..], &products[skipped..]), &group.devices[skipped..]);
             let predicted = self.predicted(case, &measured, &group.order[skipped..])?;
             let row = Row::new(&about, case, measured, used, self.best_single(case), predicted);
+            if let (Case::Prefill { way, prompt, depth }, &[alone], Some(ms)) =
+                (case, &group.order[skipped..], row.ttft_ms())
+                && way.mode == Mode::Single
+            {
+                let prefills = self.alone.entry(alone).or_default();
+                prefills.push((Piece::new(*depth, depth + prompt), ms / 1e3));
+                self.setup.learn(alone, prefills)?;
+            }
             self.table.row(&row)?;
             self.rows.push(row);
         }

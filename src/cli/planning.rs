@@ -7,7 +7,7 @@ use runahead::engine::{DeviceId, DeviceInfo, EngineBuilder, Experiment, Gemm, Mo
 use runahead::error::Error;
 use runahead::model::{Slots, memory};
 use runahead::runahead::auto::{Choice, Task, choose};
-use runahead::runahead::cost::{AdapterCost, CostModel, Shape, typical};
+use runahead::runahead::cost::{AdapterCost, CostModel, Shape, factors, typical};
 use runahead::runahead::partition::Split;
 use runahead::runahead::schedule::Schedule;
 use runahead::runahead::search::search_simulated;
@@ -101,6 +101,8 @@ impl Cut {
 pub enum Origin {
     /// Rates by kind of adapter; why there is no table.
     Estimate(String),
+    /// The same, set right by what each adapter alone took in this run.
+    Alone,
     /// A table of this date.
     Table(String),
 }
@@ -110,6 +112,7 @@ impl Origin {
     pub fn text(&self) -> String {
         match self {
             Origin::Estimate(why) => format!("an estimate by kind of adapter ({why})"),
+            Origin::Alone => "an estimate by kind of adapter, set right by what each took alone in this run".to_owned(),
             Origin::Table(date) => format!("the calibration of {date}"),
         }
     }
@@ -254,6 +257,35 @@ impl Setup {
     /// Those of [`simulate`].
     pub fn forecast(&self, schedule: &Schedule, order: &[usize]) -> Result<Forecast, Error> {
         simulate(schedule, &self.costs_of(order)?)
+    }
+
+    /// Sets an estimate right by prefills that an adapter did alone, at these positions in so many seconds; what a calibration has measured stays.
+    ///
+    /// # Errors
+    /// Those of [`simulate`]; [`Error::Config`] for costs beyond all numbers.
+    pub fn learn(&mut self, adapter: usize, prefills: &[(Piece, f64)]) -> Result<(), Error> {
+        if matches!(self.origin, Origin::Table(_)) {
+            return Ok(());
+        }
+        let costs = self.costs_of(&[adapter])?;
+        let mut products = costs.clone();
+        products.adapters[0].score_s = 0.0;
+        let parts = |&(at, measured): &(Piece, f64)| {
+            let schedule = Mode::Single.schedule(at.start, &[at.len()], self.outline.config.n_layers);
+            let schedule = schedule.windowed(&costs.windows);
+            let [all, products] = [&costs, &products].map(|costs| simulate(&schedule, costs).map(|f| f.ttft_s));
+            let products = products?;
+            Ok([products, all? - products, measured])
+        };
+        let parts = prefills.iter().map(parts).collect::<Result<Vec<_>, Error>>()?;
+        let Some((products, attention)) = factors(&parts) else { return Ok(()) };
+        for (cost, id) in self.costs.adapters.iter_mut().zip(&self.ids) {
+            if *id == self.ids[adapter] {
+                *cost = cost.scaled(products, attention)?;
+            }
+        }
+        self.origin = Origin::Alone;
+        Ok(())
     }
 
     /// Decides how the positions of `prompt` are prefilled with a context of `context`.

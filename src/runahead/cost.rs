@@ -14,7 +14,7 @@ mod fit;
 mod shape;
 
 pub use estimate::typical;
-pub use fit::{Fit, Sample};
+pub use fit::{Fit, Sample, factors};
 pub use shape::{Rates, Shape};
 
 /// Seconds over a number of tokens, piecewise linear and never falling.
@@ -153,12 +153,20 @@ impl AdapterCost {
     /// # Errors
     /// [`Error::Config`] for times beyond all numbers.
     pub fn slower(&self, factor: f64) -> Result<Self> {
+        let decode_s = self.decode_s.map(|s| s * factor);
+        Ok(Self { decode_s, ..self.scaled(factor, factor)? })
+    }
+
+    /// The same adapter with the times of its products and of its attention multiplied.
+    ///
+    /// # Errors
+    /// As [`slower`](Self::slower).
+    pub fn scaled(&self, products: f64, attention: f64) -> Result<Self> {
         Ok(Self {
-            qkv: self.qkv.scaled(factor)?,
-            rest: self.rest.scaled(factor)?,
-            score_s: self.score_s * factor,
-            head_s: self.head_s * factor,
-            decode_s: self.decode_s.map(|s| s * factor),
+            qkv: self.qkv.scaled(products)?,
+            rest: self.rest.scaled(products)?,
+            score_s: self.score_s * attention,
+            head_s: self.head_s * products,
             ..self.clone()
         })
     }

@@ -114,6 +114,9 @@ fn a_run_compares_a_chain_with_each_adapter_alone() {
     let best = number(&rows[0], "ttft_ms").min(number(&rows[2], "ttft_ms"));
     assert!((number(chain, "speedup") - best / number(chain, "ttft_ms")).abs() < 1e-2, "{chain}");
     assert_eq!(chain["partition"], Value::from(vec![16, 16, 16]));
+    // Once adapters were measured alone, what is expected of others follows from that.
+    let costs = |row: &Value| row["predicted"]["costs"].as_str().unwrap().to_owned();
+    assert!(costs(cpu).contains("calibrate") && costs(chain).contains("alone in this run"), "{}", costs(chain));
     let adapters = chain["adapters"].as_array().unwrap();
     let expected =
         ["busy_ms", "end", "fetched_bytes", "handed_on", "link", "name", "published_bytes", "start", "wait_ms"];

@@ -12,8 +12,8 @@ use super::cases::Case;
 use crate::cli::failure::Failure;
 
 /// The first case of freshly loaded adapters is repeated for so long before it counts: the clock of a GPU that did nothing rises while it works. On an
-/// H200 4,096 tokens of Falcon-7B's sizes took 15 % longer after one run than they should have.
-const WARM_UP: Duration = Duration::from_millis(500);
+/// H200 prompts of Falcon-7B's sizes took twice as long as they should have after half a second of it.
+const WARM_UP: Duration = Duration::from_secs(2);
 
 /// What the runs of a case gave, one entry each.
 pub enum Measured {

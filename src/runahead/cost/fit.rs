@@ -114,6 +114,25 @@ fn slope(by_length: &BTreeMap<usize, Vec<Sample>>) -> Option<f64> {
     (xx > 0.0).then(|| (xy / xx).max(0.0))
 }
 
+/// By how much products and attention have to be multiplied, so that whole prefills take as long as they did: least squares of the relative errors over
+/// `[seconds of products, seconds of attention, seconds measured]`. Both by the same where the prefills do not tell them apart; `None` of no times.
+pub fn factors(prefills: &[[f64; 3]]) -> Option<(f64, f64)> {
+    let (mut pp, mut pa, mut aa, mut p1, mut a1, mut n) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+    for [products, attention, measured] in prefills.iter().filter(|all| all.iter().all(|s| s.is_finite() && *s >= 0.0))
+    {
+        if *measured > 0.0 && products + attention > 0.0 {
+            let (p, a) = (products / measured, attention / measured);
+            (pp, pa, aa, p1, a1, n) = (pp + p * p, pa + p * a, aa + a * a, p1 + p, a1 + a, n + 1.0);
+        }
+    }
+    let determinant = pp * aa - pa * pa;
+    let apart = ((p1 * aa - a1 * pa) / determinant, (a1 * pp - p1 * pa) / determinant);
+    let together = (p1 + a1) / (pp + 2.0 * pa + aa);
+    // Prefills of one length, or of noise, say nothing of the two by themselves.
+    let told = determinant > 1e-6 * pp * aa && apart.0 > 0.1 * together && apart.1 > 0.1 * together;
+    (n > 0.0).then_some(if told { apart } else { (together, together) })
+}
+
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n = values.len().max(1) as f64;
     values.sum::<f64>() / n
@@ -170,6 +189,22 @@ mod tests {
         some[0].attention_s = None;
         let slope = fit(some).unwrap().score_s;
         assert!(slope > 1.02 * costs.score_s, "{slope} {}", costs.score_s);
+    }
+
+    #[test]
+    fn factors_make_whole_prefills_take_as_long_as_they_did() {
+        let prefills = |products: f64, attention: f64| {
+            [1.0, 2.0, 4.0, 8.0].map(|n: f64| [n, n * n / 10.0, products * n + attention * n * n / 10.0])
+        };
+        let (p, a) = factors(&prefills(0.2, 0.5)).unwrap();
+        assert!((p - 0.2).abs() < 1e-9 && (a - 0.5).abs() < 1e-9, "{p} {a}");
+        // One length, or times that only a negative rate would explain.
+        let (p, a) = factors(&prefills(0.2, 0.5)[..1]).unwrap();
+        assert!(p == a && (p * 1.1 - 0.25).abs() < 1e-9, "{p} {a}");
+        let (p, a) = factors(&prefills(0.2, -0.05)).unwrap();
+        assert!(p == a && p > 0.0, "{p} {a}");
+        assert_eq!(factors(&[]), None);
+        assert_eq!(factors(&[[1.0, 1.0, 0.0], [f64::NAN, 1.0, 1.0], [0.0, 0.0, 1.0]]), None);
     }
 
     #[test]
