@@ -1,5 +1,5 @@
 //! How fast rows go from one adapter's cache to host memory and from there into another's, by each way of the link. `cargo bench --bench link`
-//! takes the first GPU twice; `cargo bench --bench link -- 0 1` the first two.
+//! takes the first GPU twice; `cargo bench --bench link -- 0 1` the first two. With the feature `cuda` also from device to device.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,8 +8,12 @@ use runahead::cancel::{Cancel, Wait};
 use runahead::dtype::Scalar;
 use runahead::engine::Link;
 use runahead::error::Result;
-use runahead::gpu::{self, HostMemory, Opening, copy_bytes};
-use runahead::kernels::wgsl::{Tensor, Wgsl};
+#[cfg(feature = "cuda")]
+use runahead::gpu::PeerMemory;
+use runahead::gpu::{self, Gpu, HostMemory, Opening, copy_bytes};
+#[cfg(feature = "cuda")]
+use runahead::kernels::cuda::Cuda;
+use runahead::kernels::wgsl::Wgsl;
 use runahead::kernels::{Kernels, Run};
 
 const MIB: usize = 1 << 20;
@@ -17,23 +21,43 @@ const MIB: usize = 1 << 20;
 const SIZES: [usize; 5] = [1, 8, 32, 64, 140];
 const REPETITIONS: usize = 12;
 
-struct Side {
-    kernels: Wgsl,
-    halves: [Tensor; 2],
+struct Side<K: Kernels> {
+    kernels: K,
+    halves: [K::Tensor; 2],
 }
 
-impl Side {
+fn open(index: usize, opening: Opening) -> Result<Gpu> {
+    let adapters = gpu::enumerate();
+    adapters[index.min(adapters.len() - 1)].open_with(opening)
+}
+
+impl Side<Wgsl> {
     fn open(index: usize, link: Link, bytes: usize) -> Result<Self> {
-        let adapters = gpu::enumerate();
-        let adapter = &adapters[index.min(adapters.len() - 1)];
-        let gpu = adapter.open_with(Opening { transfers: link.transfers(), export: false })?;
-        let kernels = Wgsl::new(Arc::new(gpu))?;
+        let gpu = open(index, Opening { transfers: link.transfers(), export: false })?;
+        Self::new(Wgsl::new(Arc::new(gpu))?, bytes)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Side<Cuda> {
+    fn open(index: usize, bytes: usize) -> Result<Self> {
+        let gpu = open(index, Opening { transfers: Link::Cuda.transfers(), export: true })?.with_cuda()?;
+        Self::new(Cuda::new(Arc::new(gpu))?.with_peers(), bytes)
+    }
+}
+
+impl<K: Kernels> Side<K> {
+    fn new(kernels: K, bytes: usize) -> Result<Self> {
         let half = || kernels.cache("rows", Scalar::F16, bytes / 4);
         let halves = [half()?, half()?];
-        Ok(Self { kernels, halves })
+        let side = Self { kernels, halves };
+        let wait = Wait::new(&Cancel::new());
+        let point = side.kernels.submit(side.kernels.begin(), &wait)?;
+        side.kernels.wait(&point, &wait)?;
+        Ok(side)
     }
 
-    fn runs(&self, bytes: usize) -> [Run<'_, Wgsl>; 2] {
+    fn runs(&self, bytes: usize) -> [Run<'_, K>; 2] {
         [0, 1].map(|i| Run { tensor: &self.halves[i], elements: 0..bytes / 4, host_offset: i * bytes / 2 })
     }
 
@@ -96,11 +120,7 @@ fn main() -> Result<()> {
     for mib in SIZES {
         let bytes = mib * MIB;
         for link in [Link::Copy, Link::Dma] {
-            let (from, to) = (Side::open(a, link, bytes)?, Side::open(b, link, bytes)?);
-            for side in [&from, &to] {
-                let point = side.kernels.submit(side.kernels.begin(), &wait)?;
-                side.kernels.wait(&point, &wait)?;
-            }
+            let (from, to) = (Side::<Wgsl>::open(a, link, bytes)?, Side::<Wgsl>::open(b, link, bytes)?);
             let [mut one, mut other] = [HostMemory::new(bytes)?, HostMemory::new(bytes)?];
             let first = |memory: &mut HostMemory| {
                 let start = Instant::now();
@@ -121,7 +141,32 @@ fn main() -> Result<()> {
             println!("| {mib} | {} | {cells} |", link.name());
         }
     }
+    #[cfg(feature = "cuda")]
+    if let Err(error) = peers(a, b) {
+        println!("\nfrom device to device: {error}");
+    }
     copies()
+}
+
+/// From device to device by CUDA: out of a cache into memory of CUDA's on the same device, from there into the other's cache, and both in turn, as a chain
+/// hands rows on.
+#[cfg(feature = "cuda")]
+fn peers(a: usize, b: usize) -> Result<()> {
+    let wait = Wait::new(&Cancel::new());
+    let mut lines = Vec::new();
+    for mib in SIZES {
+        let bytes = mib * MIB;
+        let (from, to) = (Side::<Cuda>::open(a, bytes)?, Side::<Cuda>::open(b, bytes)?);
+        let leave = || from.kernels.copy_to_peers(&from.runs(bytes), &wait);
+        let take = |memory: &PeerMemory| to.kernels.copy_from_peer(memory, &to.runs(bytes), &wait);
+        let out = rate(bytes, || leave().map(|memory| memory.is_some()))?;
+        let memory = leave()?;
+        let taken = rate(bytes, || memory.as_ref().map_or(Ok(false), take))?;
+        let both = rate(bytes, || leave()?.as_ref().map_or(Ok(false), take))?;
+        lines.push(format!("| {mib} | cuda | {} |", [out, taken, both].map(cell).join(" | ")));
+    }
+    println!("\n| MiB | link | out, GB/s | in | out and in |\n|---:|---|---:|---:|---:|\n{}", lines.join("\n"));
+    Ok(())
 }
 
 /// What the host's own copies do, by one thread and as the link makes them.

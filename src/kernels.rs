@@ -52,6 +52,9 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn row_tile(&self) -> usize;
     /// Rows of an activation of `width` elements that a caller had best compute at a time, where it need not keep all: a multiple of the granule.
     fn rows_at_once(&self, width: usize) -> usize;
+    /// Rows of the tiles of long products: one that is not full takes as long as a full one.
+    /// 1 where rows take as long as there are.
+    fn tile_rows(&self) -> usize;
     /// Cache tensors hold a multiple of this many rows; so a tile of keys, which starts at a multiple of it, is never torn by the end of a ring.
     fn key_tile(&self) -> usize;
     /// The largest tensor that can be made, in bytes.

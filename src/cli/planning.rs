@@ -414,7 +414,7 @@ fn estimate(config: &ModelConfig, infos: &[DeviceInfo], kv: KvDtype) -> Result<C
         let before = infos[..i].iter().filter(|d| d.name == info.name).count();
         let name = if before == 0 { info.name.clone() } else { format!("{} #{}", info.name, before + 1) };
         let costs = typical(&name, info.kind, threads).costs(&shape)?;
-        Ok(AdapterCost { fit_error: ESTIMATE_ERROR, ..costs })
+        Ok(AdapterCost { fit_error: ESTIMATE_ERROR, tile_rows: info.tile_rows, ..costs })
     };
     let adapters = infos.iter().enumerate().map(cost).collect::<Result<_, Error>>()?;
     Ok(CostModel { adapters, kv_bytes: shape.kv_bytes(kv.scalar().bytes()), windows: shape.windows(), hub: None })

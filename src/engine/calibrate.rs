@@ -183,7 +183,8 @@ impl Bench<'_> {
         let (down, up) = self.lanes(&mut session)?;
         let decode_s = self.decode(&mut session)?;
         let fit = Fit { name: name.to_owned(), samples, decode_s: Some(decode_s), down, up, queue: None };
-        Ok(AdapterCost { busy_workgroups, ..fit.costs()? })
+        let tile_rows = self.engine.shared.adapters[adapter].tile_rows();
+        Ok(AdapterCost { tile_rows, busy_workgroups, ..fit.costs()? })
     }
 
     /// Runs until shaders are compiled, for decoding too, and clocks are up (an idle H100 made the first chunks look 80 % too slow).

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 use crate::gpu::{self, GpuAdapter, GpuKind};
 use crate::kernels::cpu::{Cpu, Level};
+use crate::kernels::wgsl::Wgsl;
 
 /// How an adapter is named: a GPU's index in [`devices`], or `cpu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +58,8 @@ pub struct DeviceInfo {
     pub kind: &'static str,
     /// What its hardware allows: `base`, `f16`, `subgroup`, `coop`; the CPU's SIMD level for the CPU.
     pub tier: String,
+    /// Rows of the tiles of long products ([`Kernels::tile_rows`](crate::kernels::Kernels::tile_rows)).
+    pub tile_rows: usize,
     /// Memory in bytes, where the system tells.
     pub memory_bytes: Option<u64>,
     /// Largest buffer in bytes.
@@ -83,6 +86,8 @@ pub fn default_devices(devices: &[DeviceInfo]) -> Vec<DeviceId> {
 fn gpu_info(index: usize, adapter: &GpuAdapter) -> DeviceInfo {
     let info = adapter.info();
     let caps = &info.caps;
+    let lowered = caps.lowered_by_environment();
+    let used = lowered.as_ref().unwrap_or(caps);
     DeviceInfo {
         id: DeviceId::Gpu(index),
         name: info.name.clone(),
@@ -96,7 +101,8 @@ fn gpu_info(index: usize, adapter: &GpuAdapter) -> DeviceInfo {
             GpuKind::Software => "software",
             GpuKind::Other => "other",
         },
-        tier: caps.lowered_by_environment().as_ref().unwrap_or(caps).tier.name().to_owned(),
+        tier: used.tier.name().to_owned(),
+        tile_rows: Wgsl::tile_rows_of(used),
         memory_bytes: info.memory_bytes,
         max_buffer_bytes: Some(caps.max_buffer_bytes),
         max_binding_bytes: Some(caps.max_binding_bytes),
@@ -113,6 +119,7 @@ fn cpu_info() -> DeviceInfo {
         pci: None,
         kind: "cpu",
         tier: Level::best().name().to_owned(),
+        tile_rows: 1,
         memory_bytes: Cpu::memory_bytes(),
         max_buffer_bytes: None,
         max_binding_bytes: None,

@@ -251,6 +251,10 @@ impl Kernels for Cpu {
         512
     }
 
+    fn tile_rows(&self) -> usize {
+        1
+    }
+
     fn works_beside_host(&self) -> bool {
         false
     }

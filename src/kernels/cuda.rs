@@ -221,6 +221,11 @@ impl Kernels for Cuda {
         ROWS_AT_ONCE
     }
 
+    fn tile_rows(&self) -> usize {
+        // As WGSL's on the same device: cuBLASLt does not tell.
+        self.wgsl.tile_rows()
+    }
+
     fn max_tensor_bytes(&self) -> u64 {
         self.wgsl.max_tensor_bytes()
     }

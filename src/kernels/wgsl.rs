@@ -18,8 +18,8 @@ use crate::config::RopePairs;
 use crate::dtype::{Dtype, KvDtype, Scalar};
 use crate::error::{Error, Result};
 use crate::gpu::{
-    Buffer, Download, Gpu, GpuKind, HostCopy, HostMemory, Pipeline, Recording, ShaderSpec, Stretch, Submission, Tier,
-    Timing, Transfers,
+    Buffer, Caps, Download, Gpu, GpuKind, HostCopy, HostMemory, Pipeline, Recording, ShaderSpec, Stretch, Submission,
+    Tier, Timing, Transfers,
 };
 
 mod arg_max;
@@ -67,7 +67,17 @@ pub struct Wgsl {
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
 }
 
+/// Rows of the tiles of long products ([`Kernels::tile_rows`]) on matrix units, or without.
+const fn tile_rows(coop: bool) -> usize {
+    if coop { product_coop::TILE_ROWS } else { product::MAX_TILE_M as usize }
+}
+
 impl Wgsl {
+    /// [`Kernels::tile_rows`] of a device of these capabilities, before it is opened.
+    pub fn tile_rows_of(caps: &Caps) -> usize {
+        tile_rows(Coop::of(caps).is_some())
+    }
+
     /// Kernels on this device, with the activation type that suits it: f16 where matrix units take f16, else f32. Each is compiled when it is
     /// first recorded.
     pub fn new(gpu: Arc<Gpu>) -> Result<Self> {
@@ -399,6 +409,10 @@ impl Kernels for Wgsl {
         let fit = self.gpu.caps().max_binding_bytes / (width.max(1) * self.activation.bytes()) as u64;
         let tile = self.row_tile();
         usize::try_from(fit).unwrap_or(most).min(most) / tile * tile
+    }
+
+    fn tile_rows(&self) -> usize {
+        tile_rows(self.coop.is_some())
     }
 
     fn max_tensor_bytes(&self) -> u64 {

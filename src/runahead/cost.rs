@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::dims::round_up;
 use crate::error::{Error, Result};
 use crate::runahead::noise::Noise;
 
@@ -136,6 +137,9 @@ pub struct AdapterCost {
     pub queue: Option<Lane>,
     /// Root mean square of the relative errors of the fit; 0 for given rates.
     pub fit_error: f64,
+    /// Rows of the tiles of its products, of which one that is not full takes as long as a full one.
+    #[serde(default = "one_row")]
+    pub tile_rows: usize,
     /// How its tiles were chosen when this was timed ([`Kernels::busy_workgroups`](crate::kernels::Kernels::busy_workgroups)), where that was found
     /// by measurement.
     #[serde(default)]
@@ -146,6 +150,11 @@ impl AdapterCost {
     /// Seconds of a layer for `n` tokens with so many scores, everything at hand.
     pub fn layer_s(&self, n: f64, scores: f64) -> f64 {
         self.qkv.at(n) + self.rest.at(n) + self.score_s * scores
+    }
+
+    /// Rows that products of `n` rows take as long as: whole tiles, where there are several.
+    pub fn whole_tiles(&self, n: usize) -> usize {
+        if n > self.tile_rows { round_up(n, self.tile_rows.max(1)) } else { n }
     }
 
     /// The same adapter with every time of its work multiplied; its ways to and from host memory stay as they are.
@@ -178,6 +187,10 @@ impl AdapterCost {
         }
         self.down.fault().or_else(|| self.up.fault()).or_else(|| self.queue.and_then(|q| q.fault()))
     }
+}
+
+const fn one_row() -> usize {
+    1
 }
 
 /// The costs of a set of adapters for one model.

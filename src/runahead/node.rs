@@ -28,6 +28,9 @@ pub trait Adapter: Send + Sync {
     /// See [`Kernels::busy_workgroups`].
     fn busy_workgroups(&self) -> Option<usize>;
 
+    /// See [`Kernels::tile_rows`].
+    fn tile_rows(&self) -> usize;
+
     /// See [`Kernels::set_busy_workgroups`].
     fn set_busy_workgroups(&self, n: usize);
 
@@ -135,6 +138,10 @@ impl<K: Kernels> Adapter for Loaded<K> {
 
     fn busy_workgroups(&self) -> Option<usize> {
         self.model.kernels().busy_workgroups()
+    }
+
+    fn tile_rows(&self) -> usize {
+        self.model.kernels().tile_rows()
     }
 
     fn set_busy_workgroups(&self, n: usize) {

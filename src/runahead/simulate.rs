@@ -100,7 +100,7 @@ impl<'a> Run<'a> {
     fn new(schedule: &'a Schedule, costs: &'a CostModel) -> Self {
         let state = |(i, costs): (usize, &'a AdapterCost)| State {
             costs,
-            rows: schedule.n_rows(i) as f64,
+            rows: costs.whole_tiles(schedule.n_rows(i)) as f64,
             sends: schedule.sends(i).into_iter().map(|(p, _)| p).collect(),
             copies: 0.0,
             end: 0.0,

@@ -1,7 +1,7 @@
 //! Searched partitions by context length, and the costs beside them (KVR-P): kept in a file, and good only for the set-up that they were made on.
 //!
 //! Between two lengths the shares of the adapters are interpolated; outside, the nearest length's are taken and moved as far as the costs say that
-//! the balance moves between the two. A file is named after the place
+//! the balance moves between the two. A predicted cut then goes to the nearest one between whole tiles of products. A file is named after the place
 //! (machine, adapters, model, weights, type of the cache) and carries the whole [`Fingerprint`], so that a table made with another driver is found and refused with that reason.
 
 use std::io::Write;
@@ -13,7 +13,7 @@ use crate::dates::Date;
 use crate::error::{Error, Result};
 use crate::new_file;
 use crate::runahead::cost::CostModel;
-use crate::runahead::partition::{Split, n_granules, weighted};
+use crate::runahead::partition::{Split, in_tiles, n_granules, weighted};
 use crate::runahead::search::balanced;
 
 /// Changes when the file's meaning does.
@@ -225,6 +225,9 @@ pub fn predict(partitions: &[&[usize]], costs: &CostModel, past: usize, len: usi
         lengths.iter().map(share).collect::<Vec<f64>>()
     };
     let (below, above, t) = around(partitions, len)?;
+    if past == 0 && partitions[below].iter().sum::<usize>() == len {
+        return Some(partitions[below].to_vec());
+    }
     let pairs = shares(partitions[below]).into_iter().zip(shares(partitions[above]));
     let mut shares: Vec<f64> = pairs.map(|(a, b)| a + (b - a) * t).collect();
     if below == above && costs.adapters.len() == shares.len() {
@@ -236,7 +239,9 @@ pub fn predict(partitions: &[&[usize]], costs: &CostModel, past: usize, len: usi
             *share = (*share + there / len as f64 - here / nearest as f64).max(LEAST_SHARE);
         }
     }
-    Some(weighted(past, len, &shares))
+    let lengths = weighted(past, len, &shares);
+    let tiles: Vec<usize> = costs.adapters.iter().map(|a| a.tile_rows).collect();
+    Some(in_tiles(past, &lengths, &tiles[tiles.len().saturating_sub(lengths.len())..]))
 }
 
 /// The partitions on both sides of a length, and how far it is from the first to the second.

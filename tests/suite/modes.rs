@@ -251,6 +251,7 @@ fn under_the_same_noise_a_collective_slows_down_more_than_a_chain() {
             down: lane,
             up: lane,
             queue: None,
+            tile_rows: 1,
             busy_workgroups: None,
             fit_error: 0.0,
         };

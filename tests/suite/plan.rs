@@ -101,6 +101,30 @@ fn predictions_between_points_are_near_what_a_search_finds() {
 }
 
 #[test]
+fn predicted_pieces_are_whole_tiles() {
+    let mut costs = costs(&[200.0, 200.0, 150.0], 100e9);
+    costs.adapters.iter_mut().for_each(|adapter| adapter.tile_rows = 128);
+    let points = [vec![848, 656, 544], vec![3648, 2544, 2000]];
+    let partitions: Vec<&[usize]> = points.iter().map(Vec::as_slice).collect();
+    let predict = |costs, past, len| runahead::runahead::table::predict(&partitions, costs, past, len).unwrap();
+    let mut rough = costs.clone();
+    rough.adapters.iter_mut().for_each(|adapter| adapter.tile_rows = 1);
+    for (past, len) in [(0, 4096), (0, 5003), (0, 16_384), (37, 6000), (1000, 8000)] {
+        let (lengths, other) = (predict(&costs, past, len), predict(&rough, past, len));
+        super::partition::assert_sound(past, len, &lengths);
+        // The first piece may begin within a granule.
+        assert!((lengths[0] + past % 16).is_multiple_of(128) || past == 0, "{lengths:?}");
+        assert!(lengths[1..lengths.len() - 1].iter().all(|n| n.is_multiple_of(128)), "{lengths:?}");
+        let cuts = |lengths: &[usize]| (1..lengths.len()).map(|i| lengths[..i].iter().sum()).collect::<Vec<usize>>();
+        let moved = cuts(&lengths).into_iter().zip(cuts(&other)).map(|(a, b)| a.abs_diff(b)).max().unwrap();
+        assert!(moved <= 64 + 16, "{past} {len}: {lengths:?} {other:?}");
+    }
+    // What was searched stays as it is, and so does what has few tiles.
+    assert_eq!(predict(&costs, 0, 8192), points[1]);
+    assert_eq!(predict(&costs, 0, 1000), predict(&rough, 0, 1000));
+}
+
+#[test]
 fn predictions_beside_the_points_follow_the_balance_of_the_costs() {
     for (speeds, bandwidth) in [(vec![200.0; 2], 10e9), (vec![200.0; 4], 300e9), (vec![200.0, 100.0, 150.0], 50e9)] {
         let costs = costs(&speeds, bandwidth);

@@ -257,6 +257,20 @@ fn a_search_is_sound_and_never_worse_than_even() {
 }
 
 #[test]
+fn a_tile_that_is_not_full_takes_as_long_as_a_full_one() {
+    let mut costs = adapters(2, &llama(), None);
+    costs.adapters.iter_mut().for_each(|adapter| adapter.tile_rows = 128);
+    let seconds = |first: usize| {
+        let schedule = Mode::Runahead.schedule(0, &[first, 4096 - first], 32);
+        simulate(&schedule, &costs).unwrap().adapters[0].busy_s
+    };
+    // 17 tiles on the first adapter from 2,064 tokens on; its scores alone tell them apart.
+    assert!(seconds(2064) > 1.02 * seconds(2048) && seconds(2176) < 1.02 * seconds(2064));
+    let found = search_simulated(Mode::Runahead, &costs, 0, 4096, 32).unwrap();
+    assert!(found.lengths.iter().all(|n| n.is_multiple_of(128)), "{found:?}");
+}
+
+#[test]
 fn a_search_on_measurements_takes_the_middle_of_what_is_equally_fast() {
     // All cuts whose first piece is within 128 tokens of `best` take the same time but for noise of half a percent; others take longer.
     let measure = |best: usize, noise: usize| {

@@ -136,9 +136,11 @@ fn costs_are_measured_by_stage_however_it_is_cut() {
     let calibration = engine("llama-gqa-tied", &[Gpu(0)], LEAST)
         .calibrate(&CalibrateOptions { contexts: vec![64], repetitions: 1 }, &mut |_| {})
         .unwrap();
-    // 64 rows of a layer, and its first half alone.
-    let costs = &calibration.costs.adapters[0];
-    assert!(costs.qkv.at(64.0) > 0.0 && costs.rest.at(64.0) > 0.0, "{costs:?}");
+    // 64 rows of a layer take longer than its first half alone. How the rest divides into attention and products is a matter of luck on a machine that
+    // has other work.
+    let costs = &calibration.costs;
+    let (half, layer) = (costs.adapters[0].qkv.at(64.0), costs.layer_s(0, 0.0, 64.0));
+    assert!(half > 0.0 && layer > half, "{costs:?}");
 }
 
 /// SmolLM2's sizes, and a prompt of which a layer is seconds of work for a software GPU; the channel tells of the first layer.

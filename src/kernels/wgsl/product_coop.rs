@@ -29,6 +29,9 @@ struct Tile {
     staged: u32,
 }
 
+/// Rows of a large tile.
+pub(super) const TILE_ROWS: usize = WIDE[0].m as usize;
+
 /// For widths that 64 divides, from the fastest to those that spread few rows farther. On an H200: 253 TFLOP/s for a product of 4096 x 4096 x 4096
 /// with the first; for 256 rows 128, 165 and 126; for 128 rows 63, 85 and 122.
 const WIDE: [Tile; 3] = [

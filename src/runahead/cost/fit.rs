@@ -77,6 +77,7 @@ impl Fit {
             up: self.up,
             queue: self.queue,
             fit_error: 0.0,
+            tile_rows: 1,
             busy_workgroups: None,
         };
         let error = |s: &Sample| (costs.layer_s(s.tokens as f64, s.scores) / s.layer_s.max(1e-12) - 1.0).powi(2);

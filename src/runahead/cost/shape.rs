@@ -175,6 +175,7 @@ impl Rates {
             down: self.down,
             up: self.up,
             queue: None,
+            tile_rows: 1,
             busy_workgroups: None,
             fit_error: 0.0,
         })
