@@ -225,6 +225,7 @@ pub fn predict(partitions: &[&[usize]], costs: &CostModel, past: usize, len: usi
         lengths.iter().map(share).collect::<Vec<f64>>()
     };
     let (below, above, t) = around(partitions, len)?;
+    // A length that is there is what was searched, wherever tiles end.
     if past == 0 && partitions[below].iter().sum::<usize>() == len {
         return Some(partitions[below].to_vec());
     }
