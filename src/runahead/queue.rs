@@ -122,19 +122,21 @@ impl<'a, K: Kernels> Queue<'a, K> {
         if turn.is_some() {
             // In lock step: what the device did during the pause would not be slowed down.
             self.kernels.wait(&point, wait)?;
+            let ended = Instant::now();
             drop(turn);
-            self.pause(submitted_at, began.elapsed())?;
+            self.pause(submitted_at, began, ended)?;
         }
         self.in_flight.push_back(expected_s);
         let flight = Flight { stage, ends_stage, submitted_at, queued_at, work, point: point.clone(), timing, exports };
         if wait.send(&self.flights, flight, "the device")? { Ok(point) } else { Err(Error::Cancelled) }
     }
 
-    /// Stands still until a slowed device would have done what took so long here. It would not have waited for its turn.
-    fn pause(&mut self, submitted_at: Instant, worked: Duration) -> Result<()> {
+    /// Stands still until a slowed device would have done what took from `began` to `ended` here. It would not have waited for its turn.
+    fn pause(&mut self, submitted_at: Instant, began: Instant, ended: Instant) -> Result<()> {
         let slowdown = self.job.experiment.slowdown(self.job.me);
         if slowdown > 1.0 {
-            let start = self.job.started.elapsed();
+            let start = ended.duration_since(self.job.started);
+            let worked = ended.duration_since(began);
             self.job.wait.sleep(worked.mul_f64(slowdown).saturating_sub(submitted_at.elapsed()))?;
             let end = self.job.started.elapsed();
             self.pauses.push(Event { what: What::Pause, layer: self.stage, piece: None, bytes: 0, start, end });
