@@ -157,7 +157,13 @@ fn peers(a: usize, b: usize) -> Result<()> {
     for mib in SIZES {
         let bytes = mib * MIB;
         let (from, to) = (Side::<Cuda>::open(a, bytes)?, Side::<Cuda>::open(b, bytes)?);
-        let leave = || from.kernels.copy_to_peers(&from.runs(bytes), &wait);
+        let leave = || {
+            let mut rec = from.kernels.begin();
+            let memory = from.kernels.copy_to_peers(&mut rec, &from.runs(bytes))?;
+            let point = from.kernels.submit(rec, &wait)?;
+            from.kernels.wait(&point, &wait)?;
+            Ok(memory)
+        };
         let take = |memory: &PeerMemory| to.kernels.copy_from_peer(memory, &to.runs(bytes), &wait);
         let out = rate(bytes, || leave().map(|memory| memory.is_some()))?;
         let memory = leave()?;

@@ -149,9 +149,9 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn has_peers(&self) -> bool {
         false
     }
-    /// Copies elements to memory that other devices of the machine reach, on the terms of `copy_out`. `None`, with nothing copied, where there is
-    /// no such way.
-    fn copy_to_peers(&self, _runs: &[Run<'_, Self>], _wait: &Wait) -> Result<Option<PeerMemory>> {
+    /// Copies elements, as they stand at this point of the recording, to memory that other devices of the machine reach. `None`, with nothing recorded,
+    /// where there is no such way.
+    fn copy_to_peers(&self, _rec: &mut Self::Recording, _runs: &[Run<'_, Self>]) -> Result<Option<PeerMemory>> {
         Ok(None)
     }
     /// Copies from there to elements, on the terms of `copy_in`.

@@ -49,8 +49,7 @@ pub(super) struct Side {
     context: Arc<driver::Context>,
     blas: blas::Blas,
     stream: driver::Stream,
-    /// For copies from buffers to memory that other devices reach, and from there.
-    outward: driver::Stream,
+    /// For copies from other devices.
     inward: driver::Stream,
     idle: Arc<peer::Idle>,
     /// The timeline as CUDA knows it; goes after the stream.
@@ -93,7 +92,6 @@ impl Side {
         Ok(Self {
             blas: blas::Blas::new(&context)?,
             stream: driver::Stream::new(&context)?,
-            outward: driver::Stream::new(&context)?,
             inward: driver::Stream::new(&context)?,
             idle: Arc::default(),
             semaphore: driver::Semaphore::import(&context, handle)?,
@@ -140,6 +138,7 @@ impl Side {
         commands.list.iter().try_for_each(|command| match command {
             Command::Launch(launch) => launch.run(&self.stream),
             Command::MatMul(sizes, addresses) => self.blas.run(sizes, *addresses, &self.stream),
+            Command::Copy([to, from], bytes) => self.stream.copy_here(*to, *from, *bytes),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The kernels on an NVIDIA GPU that Vulkan and CUDA share: prefill by cuBLASLt and kernels in PTX, all else by the WGSL kernels, on the same tensors.
 //!
 //! Each operation is recorded for the side that suits it. Products and attention, where the time goes, are CUDA's wherever it has a kernel for
-//! them and there are rows enough; norm and rotation, which are small, are done where the recording stands, so that a layer does not change sides
+//! them and there are rows enough; norm and rotation, which are small, are done where the products are, so that a layer does not change sides
 //! for them; everything of one row (decode, the last row's head), embedding, biases of gated products, soft-caps and other sizes of heads are WGSL's.
 //!
 //! The granule invariant does not hold here: which algorithm cuBLASLt takes, and with it the order of a row's sums, depends on the number of rows.
@@ -59,7 +59,7 @@ pub struct Cuda {
     least_rows: [usize; 2],
     /// Whether rows go to other devices directly.
     peers: bool,
-    /// Whether small operations are done where the recording stands.
+    /// Whether small operations are done where the products are.
     follows: bool,
     rows: rows::Kernels,
     /// One for each size of head in [`attention_ptx::HEAD_DIMS`].
@@ -152,9 +152,10 @@ impl Cuda {
         rows >= self.least_rows(beside(&self.n_converted)) && (beside(&self.n_suiting) || !self.follows)
     }
 
-    /// Whether a small operation is CUDA's.
-    fn stays(&self, rec: &Mixed) -> bool {
-        rec.is_at_cuda() || !self.follows
+    /// Whether a small operation is CUDA's. Between products that are, it is wherever the recording stands: recordings begin anew where a stage is cut by the
+    /// time that it takes, and the two sides round a row now and then to another f16.
+    fn stays(&self, rec: &Mixed, rows: usize) -> bool {
+        rec.is_at_cuda() || self.multiplies(rows) || !self.follows
     }
 }
 
@@ -298,7 +299,7 @@ impl Kernels for Cuda {
 
     fn norm(&self, rec: &mut Mixed, op: Norm<'_, Self>) -> Result<()> {
         let op = norm_for_wgsl(op);
-        if self.stays(rec) && rows::suits_norm(&op) {
+        if self.stays(rec, op.rows.len()) && rows::suits_norm(&op) {
             return rows::norm(self, rec, &op);
         }
         self.wgsl.norm(rec.gpu(), op)
@@ -324,7 +325,7 @@ impl Kernels for Cuda {
         let RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm } = op;
         let norm = norm.map(|HeadNorm { q, k, eps }| HeadNorm { q, k, eps });
         let op = RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm };
-        if self.stays(rec) && rows::suits_rope(&op) {
+        if self.stays(rec, op.rows.len()) && rows::suits_rope(&op) {
             return rows::rope_cache(self, rec, &op);
         }
         self.wgsl.rope_cache(rec.gpu(), op)
@@ -392,8 +393,8 @@ impl Kernels for Cuda {
         self.peers
     }
 
-    fn copy_to_peers(&self, runs: &[Run<'_, Self>], wait: &Wait) -> Result<Option<PeerMemory>> {
-        self.gpu().copy_to_peers(&self.wgsl.host_copies("copy_to_peers", &for_wgsl(runs))?, wait)
+    fn copy_to_peers(&self, rec: &mut Mixed, runs: &[Run<'_, Self>]) -> Result<Option<PeerMemory>> {
+        self.gpu().copy_to_peers(rec, &self.wgsl.host_copies("copy_to_peers", &for_wgsl(runs))?)
     }
 
     fn copy_from_peer(&self, from: &PeerMemory, runs: &[Run<'_, Self>], wait: &Wait) -> Result<bool> {

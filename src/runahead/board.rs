@@ -27,19 +27,24 @@ pub struct Block {
     pub rows: Piece,
     bytes: Bytes,
     len: usize,
-    /// Whether the bytes have to be there for somebody.
-    host: bool,
-    peer: Peer,
+    wanted: Wanted,
+    /// The rows in the memory of the device that sent them.
+    peer: Option<PeerMemory>,
     home: Option<Home>,
 }
 
-/// Rows in the memory of the sender's device.
-#[derive(Debug)]
-enum Peer {
-    /// Nobody would read them there.
-    Unwanted,
-    Wanted,
-    There(PeerMemory),
+/// Where the readers of some rows look for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// In host memory.
+    pub host: bool,
+    /// In the memory of the device that made them.
+    pub peer: bool,
+}
+
+impl Wanted {
+    /// In host memory alone.
+    pub const HOST: Self = Self { host: true, peer: false };
 }
 
 /// What a block is made of.
@@ -61,7 +66,7 @@ struct Home {
 impl Block {
     /// A block that belongs to no free list: `bytes` holds the K rows, then the V rows.
     pub fn new(rows: Piece, bytes: Vec<u8>) -> Self {
-        Self { rows, len: bytes.len(), bytes: Bytes::Heap(bytes), host: true, peer: Peer::Unwanted, home: None }
+        Self { rows, len: bytes.len(), bytes: Bytes::Heap(bytes), wanted: Wanted::HOST, peer: None, home: None }
     }
 
     /// As [`Block::new`], copied to where devices can read it by themselves.
@@ -71,7 +76,7 @@ impl Block {
     pub fn in_pages(rows: Piece, bytes: &[u8]) -> Result<Self> {
         let pages = HostMemory::from_bytes(bytes)?;
         let len = bytes.len();
-        Ok(Self { rows, len, bytes: Bytes::Pages(pages), host: true, peer: Peer::Unwanted, home: None })
+        Ok(Self { rows, len, bytes: Bytes::Pages(pages), wanted: Wanted::HOST, peer: None, home: None })
     }
 
     /// For rows that pass from an adapter to itself by `link`, as they would to another one, through memory of the pool.
@@ -80,9 +85,9 @@ impl Block {
     /// [`Error::Memory`].
     pub fn on_trial(rows: Piece, row_bytes: usize, link: Link, pool: &HostPool) -> Result<Self> {
         let len = 2 * rows.len() * row_bytes;
-        let (host, peer) = if link == Link::Cuda { (false, Peer::Wanted) } else { (true, Peer::Unwanted) };
+        let wanted = if link == Link::Cuda { Wanted { host: false, peer: true } } else { Wanted::HOST };
         let home = Some(Home { pool: pool.clone(), free: flume::bounded(0).0 });
-        Ok(Self { rows, bytes: Bytes::Pages(pool.take(len)?), len, host, peer, home })
+        Ok(Self { rows, bytes: Bytes::Pages(pool.take(len)?), len, wanted, peer: None, home })
     }
 
     /// The K rows, and behind them the V rows, where devices can read them by themselves.
@@ -95,28 +100,23 @@ impl Block {
         if let Bytes::Pages(pages) = &mut self.bytes { Some(pages) } else { None }
     }
 
-    /// Whether somebody reads the rows from the memory of the device that sends them.
-    pub fn wants_peer(&self) -> bool {
-        matches!(self.peer, Peer::Wanted)
-    }
-
-    /// Whether somebody needs the bytes here.
-    pub fn wants_host(&self) -> bool {
-        self.host
+    /// Where its readers look for the rows.
+    pub fn wanted(&self) -> Wanted {
+        self.wanted
     }
 
     /// The rows as [`Kernels::copy_to_peers`](crate::kernels::Kernels::copy_to_peers) left them, K before V; without them, everybody needs the
     /// bytes here.
     pub fn set_peer(&mut self, memory: Option<PeerMemory>) {
-        match memory {
-            Some(memory) => self.peer = Peer::There(memory),
-            None => (self.peer, self.host) = (Peer::Unwanted, true),
+        if memory.is_none() {
+            self.wanted = Wanted::HOST;
         }
+        self.peer = memory;
     }
 
     /// The rows in the memory of the device that sent them.
     pub fn peer(&self) -> Option<&PeerMemory> {
-        if let Peer::There(memory) = &self.peer { Some(memory) } else { None }
+        self.peer.as_ref()
     }
 
     /// Byte of [`Block::pages`] at which the V rows begin.
@@ -333,16 +333,26 @@ impl Board {
         if self.retention == Retention::Record {
             // Kept for long: not a byte more than it needs, and none of a device's.
             let bytes = Bytes::Pages(HostMemory::new(len)?);
-            return Ok(Block { rows, bytes, len, host: true, peer: Peer::Unwanted, home: None });
+            return Ok(Block { rows, bytes, len, wanted: Wanted::HOST, peer: None, home: None });
         }
-        let hop = self.hop(from, piece)?;
-        let is_peer = |adapter: usize| self.peers.get(adapter).copied().unwrap_or(false);
-        let host = !is_peer(from) || hop.readers.iter().any(|&reader| !is_peer(reader));
-        let wanted = is_peer(from) && hop.readers.iter().any(|&reader| is_peer(reader));
-        let peer = if wanted { Peer::Wanted } else { Peer::Unwanted };
+        let (hop, wanted) = (self.hop(from, piece)?, self.wanted(from, piece)?);
         wait.recv(&hop.take, "a free block on the board")?;
         let home = Home { pool: self.pool.clone(), free: hop.back.clone() };
-        Ok(Block { rows, bytes: Bytes::Pages(self.pool.take(len)?), len, host, peer, home: Some(home) })
+        Ok(Block { rows, bytes: Bytes::Pages(self.pool.take(len)?), len, wanted, peer: None, home: Some(home) })
+    }
+
+    /// Where the readers of a piece that adapter `from` sends look for its rows.
+    ///
+    /// # Errors
+    /// [`Error::Partition`] for a piece that the adapter does not send.
+    pub fn wanted(&self, from: usize, piece: usize) -> Result<Wanted> {
+        let is_peer = |adapter: usize| self.peers.get(adapter).copied().unwrap_or(false);
+        if self.retention == Retention::Record || !is_peer(from) {
+            return Ok(Wanted::HOST);
+        }
+        let readers = &self.hop(from, piece)?.readers;
+        let [host, peer] = [false, true].map(|kind| readers.iter().any(|&reader| is_peer(reader) == kind));
+        Ok(Wanted { host, peer })
     }
 
     /// Hands a filled block to every reader. A reader that has ended is passed over.

@@ -8,19 +8,19 @@
 //! ([`Kernels::copies_beside`]): it has no place in the order of submissions, so the host makes one. A copy out begins when the submission that
 //! made the rows was waited for, and the worker computes nothing in their place before they have left; a copy in begins when the submission that
 //! last read the place has run, and is over before the next one is made ([`Ring`] keeps count of both). Where such a device refuses after all,
-//! its rows go the other way. `cuda`, of NVIDIA's GPUs ([`Kernels::has_peers`]), keeps to the same order and leaves host memory out: rows go to
-//! memory of the sender's device, from which each reader copies them into its own cache. Where some reader of a piece is of another kind, host
-//! memory gets its rows, too; rows that are kept for later turns go there alone.
+//! its rows go the other way. `cuda`, of NVIDIA's GPUs ([`Kernels::has_peers`]), leaves host memory out: the submission that made the rows copies
+//! them to other memory of its device, from which each reader copies them into its own cache, beside the queue as with `dma`. Where some reader of a
+//! piece is of another kind, host memory gets its rows, too, as by `dma`; rows that are kept for later turns go there alone.
 
 use std::str::FromStr;
 
 use crate::cancel::Wait;
 use crate::dims::Piece;
 use crate::error::{Error, Result};
-use crate::gpu::{Transfers, copy_bytes};
+use crate::gpu::{PeerMemory, Transfers, copy_bytes};
 use crate::kernels::Kernels;
 use crate::model::{KvCache, Places};
-use crate::runahead::board::Block;
+use crate::runahead::board::{Block, Wanted};
 use crate::runahead::ring::{Gone, Leaving, Ring};
 
 /// Which way the rows of an adapter go.
@@ -87,7 +87,10 @@ pub struct Export<K: Kernels> {
     pub piece: usize,
     /// K and V together.
     pub bytes: u64,
-    rows: Rows<K>,
+    /// What other devices read, once the submission has ended.
+    peer: Option<PeerMemory>,
+    /// What host memory gets, where it gets anything.
+    rows: Option<Rows<K>>,
 }
 
 /// Where exported rows are.
@@ -101,7 +104,7 @@ enum Rows<K: Kernels> {
 impl<K: Kernels> Export<K> {
     /// Tells when the rows have left the cache, where they are still there.
     pub fn leaving(&self) -> Option<Gone> {
-        if let Rows::InPlace(_, leaving) = &self.rows { Some(leaving.watch()) } else { None }
+        if let Some(Rows::InPlace(_, leaving)) = &self.rows { Some(leaving.watch()) } else { None }
     }
 }
 
@@ -117,7 +120,7 @@ pub fn begin<K: Kernels>(kernels: &K, wait: &Wait) -> Result<()> {
     kernels.wait(&point, wait)
 }
 
-/// Takes a piece's rows out of the cache as the recording leaves them.
+/// Takes a piece's rows out of the cache as the recording leaves them, to where they are wanted.
 ///
 /// # Errors
 /// The device's.
@@ -126,15 +129,18 @@ pub fn export<K: Kernels>(
     rec: &mut K::Recording,
     cache: &KvCache<K>,
     layer: usize,
-    piece: usize,
-    rows: Piece,
+    (piece, rows): (usize, Piece),
+    wanted: Wanted,
 ) -> Result<Export<K>> {
-    let bytes = 2 * (rows.len() * cache.row_bytes()) as u64;
+    let half = rows.len() * cache.row_bytes();
+    let places = cache.places(layer, rows);
+    let peer = if wanted.peer { kernels.copy_to_peers(rec, &places.runs(0, half))? } else { None };
     let rows = match Link::of(kernels) {
-        Link::Copy => Rows::Recorded(cache.places(layer, rows).download(kernels, rec)?),
-        _ => Rows::InPlace(cache.places(layer, rows), Leaving::new()),
+        _ if peer.is_some() && !wanted.host => None,
+        Link::Copy => Some(Rows::Recorded(places.download(kernels, rec)?)),
+        _ => Some(Rows::InPlace(places, Leaving::new())),
     };
-    Ok(Export { piece, bytes, rows })
+    Ok(Export { piece, bytes: 2 * half as u64, peer, rows })
 }
 
 /// Waits for the rows, copies them to a block and lets go of their place.
@@ -148,17 +154,15 @@ pub fn fill<K: Kernels>(
     block: &mut Block,
     wait: &Wait,
 ) -> Result<()> {
+    if block.wanted().peer {
+        block.set_peer(export.peer);
+    }
     let (copies, after) = match export.rows {
-        Rows::Recorded(copies) => (copies, after.clone()),
-        Rows::InPlace(places, _leaving) => {
+        None => return kernels.wait(after, wait),
+        Some(Rows::Recorded(copies)) => (copies, after.clone()),
+        Some(Rows::InPlace(places, _leaving)) => {
             kernels.wait(after, wait)?;
             let runs = places.runs(0, block.v_offset());
-            if block.wants_peer() {
-                block.set_peer(kernels.copy_to_peers(&runs, wait)?);
-            }
-            if !block.wants_host() {
-                return Ok(());
-            }
             if let Some(pages) = block.pages_mut()
                 && kernels.copy_out(&runs, pages, wait)?
             {
@@ -207,7 +211,7 @@ pub fn import<K: Kernels>(
             return Ok(bytes);
         }
     }
-    if !block.wants_host() {
+    if !block.wanted().host {
         let reason = "rows were left on another device, which this adapter does not reach".to_owned();
         return Err(Error::Adapter { adapter: kernels.name().to_owned(), reason });
     }

@@ -352,7 +352,7 @@ impl<K: Kernels> Node for DeviceNode<K> {
         self.in_flight.idle(&self.model, wait)?;
         let (rows, began) = (block.rows, Instant::now());
         let mut rec = kernels.begin();
-        let export = link::export(kernels, &mut rec, &self.cache, layer, 0, rows)?;
+        let export = link::export(kernels, &mut rec, &self.cache, layer, (0, rows), block.wanted())?;
         let point = kernels.submit(rec, wait)?;
         link::fill(kernels, export, &point, block, wait)?;
         let turned = Instant::now();

@@ -212,10 +212,12 @@ impl<'a, K: Kernels> Share<'a, K> {
         let export = |&piece: &usize| {
             let rows = self.job.schedule.rows_sent(self.job.me, piece, layer);
             let kernels = &**self.model.kernels();
-            // What leaves beside the queue is no work of it.
-            let bytes = if kernels.copies_beside() { 0 } else { 2 * (rows.len() * self.cache.row_bytes()) as u64 };
+            let wanted = self.job.board.wanted(self.job.me, piece)?;
+            // What leaves beside the queue is no work of it, and a copy within the device next to none.
+            let in_queue = wanted.host && !kernels.copies_beside();
+            let bytes = if in_queue { 2 * (rows.len() * self.cache.row_bytes()) as u64 } else { 0 };
             let rec = batch.add_whole(Work::copied_bytes(bytes))?;
-            link::export(kernels, rec, self.cache, layer, piece, rows)
+            link::export(kernels, rec, self.cache, layer, (piece, rows), wanted)
         };
         self.sends.iter().map(export).collect()
     }

@@ -15,7 +15,7 @@ use runahead::kernels::cpu::Cpu;
 use runahead::kernels::wgsl::Wgsl;
 use runahead::kernels::{Kernels, Run};
 use runahead::model::{CacheSize, KvCache, LoadOptions, Model, Slots};
-use runahead::runahead::board::{Block, Board, Record, Retention};
+use runahead::runahead::board::{Block, Board, Record, Retention, Wanted};
 use runahead::runahead::link;
 use runahead::runahead::partition::Split;
 use runahead::runahead::pool::HostPool;
@@ -104,7 +104,7 @@ fn rows_arrive<A: Kernels, B: Kernels>(from: &Side<A>, to: &Side<B>, pool: &Host
         let schedule = Schedule::runahead(0, &[rows.len(), 1], 11);
         let (board, mailboxes) = Board::new(&schedule, row, Retention::Transit, Record::new(11), pool.clone()).unwrap();
         let mut rec = from.kernels().begin();
-        let export = link::export(from.kernels(), &mut rec, &from.cache, layer, 0, rows).unwrap();
+        let export = link::export(from.kernels(), &mut rec, &from.cache, layer, (0, rows), Wanted::HOST).unwrap();
         assert_eq!((export.piece, export.bytes), (0, bytes.len() as u64));
         let after = from.kernels().submit(rec, &wait()).unwrap();
         let mut block = board.reserve(0, layer, 0, &wait()).unwrap();
@@ -161,7 +161,7 @@ fn rows_that_the_end_of_a_ring_tears_arrive_whole() {
     let (k, v) = bytes.split_at(bytes.len() / 2);
     a.cache.write(a.kernels(), 3, rows, k, v).unwrap();
     let mut rec = a.kernels().begin();
-    let export = link::export(a.kernels(), &mut rec, &a.cache, 3, 0, rows).unwrap();
+    let export = link::export(a.kernels(), &mut rec, &a.cache, 3, (0, rows), Wanted::HOST).unwrap();
     let after = a.kernels().submit(rec, &wait()).unwrap();
     let mut block = Block::in_pages(rows, &vec![0; bytes.len()]).unwrap();
     link::fill(a.kernels(), export, &after, &mut block, &wait()).unwrap();
@@ -286,7 +286,8 @@ fn a_board_whose_readers_are_gone_takes_rows_and_gives_their_memory_back() {
     let started = Instant::now();
     for layer in 0..11 {
         let mut rec = side.kernels().begin();
-        let export = link::export(side.kernels(), &mut rec, &side.cache, layer, 0, Piece::new(0, 64)).unwrap();
+        let export =
+            link::export(side.kernels(), &mut rec, &side.cache, layer, (0, Piece::new(0, 64)), Wanted::HOST).unwrap();
         let after = side.kernels().submit(rec, &wait()).unwrap();
         let mut block = board.reserve(0, layer, 0, &wait()).unwrap();
         link::fill(side.kernels(), export, &after, &mut block, &wait()).unwrap();

@@ -1,7 +1,9 @@
 //! Work for both sides of one device as a value: wgpu's commands and CUDA's, in order.
 
+use std::sync::Arc;
+
 use super::blas::MatMul;
-use super::driver::Launch;
+use super::driver::{Launch, Memory};
 use crate::gpu::{Buffer, Recording};
 
 /// One piece of CUDA's work.
@@ -9,6 +11,8 @@ pub(super) enum Command {
     Launch(Launch),
     /// With the addresses of `x`, `w` and `out`.
     MatMul(MatMul, [u64; 3]),
+    /// So many bytes to the first address from the second.
+    Copy([u64; 2], u64),
 }
 
 /// What CUDA does between two of wgpu's submissions.
@@ -17,6 +21,7 @@ pub(super) struct Commands {
     pub list: Vec<Command>,
     /// What they work on, kept until they have run.
     pub buffers: Vec<Buffer>,
+    pub memory: Vec<Arc<Memory>>,
 }
 
 /// wgpu's work, then CUDA's; either may be empty.
@@ -62,6 +67,15 @@ impl Mixed {
     /// Multiplies matrices in `buffers`; `addresses` are those of `x`, `w` and `out`.
     pub fn multiply(&mut self, sizes: MatMul, addresses: [u64; 3], buffers: &[&Buffer]) {
         self.push(Command::MatMul(sizes, addresses), buffers);
+    }
+
+    /// Copies from a buffer to CUDA's own memory; both addresses have so many bytes behind them.
+    pub(super) fn copy(&mut self, (to, memory): (u64, &Arc<Memory>), (from, buffer): (u64, &Buffer), bytes: u64) {
+        self.push(Command::Copy([to, from], bytes), &[buffer]);
+        let kept = &mut self.last.cuda.memory;
+        if !kept.iter().any(|m| Arc::ptr_eq(m, memory)) {
+            kept.push(memory.clone());
+        }
     }
 
     fn push(&mut self, command: Command, buffers: &[&Buffer]) {
