@@ -140,10 +140,10 @@ impl Runner<'_> {
             return Ok(Some(false));
         }
         let file = self.args.out.join(format!("calibration-{}-{}.json", unit.shape, unit.n));
-        // Costs are fitted to chunks up to the longest of these; what is longer goes on at the same slope.
-        let longest = self.args.prompts.iter().copied().filter(|&p| p <= 4096).max().unwrap_or(4096);
+        // Costs are fitted to chunks up to this one; what is longer goes on at the same slope.
+        let longest = self.args.prompts.iter().copied().filter(|&p| p <= 8192).max().unwrap_or(4096);
         if !file.exists() {
-            let lengths = format!("{},{longest}", (longest / 2).max(16 * unit.n));
+            let lengths = longest.max(16 * unit.n).to_string();
             let line: Vec<&str> = ["calibrate"]
                 .into_iter()
                 .chain(common.iter().copied())

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::dims::{GRANULE, Piece};
-use crate::engine::{Engine, Mode, Options, Session};
+use crate::engine::{Engine, Mode, Options, PrefillReport, Session};
 use crate::error::{Error, Result};
 use crate::runahead::cost::{AdapterCost, CostModel, Fit, Lane, Sample, Shape, mean_scores};
 use crate::runahead::partition::{Split, n_granules};
@@ -15,6 +15,11 @@ mod tiles;
 
 /// Chunks timed behind each chunk: the same lengths behind different prefixes tell attention from the products.
 const CHUNKS: [usize; 3] = [GRANULE, 64, 256];
+/// Layers of a chunk that has whole tiles of products: the first one's second half and the others are timed.
+const TILED_LAYERS: usize = 4;
+/// Tiles of the longest of them. The products of Llama-2-7B's widths on an H200 take a step of 8 % from one tile to the next at 16 tiles, where another round of
+/// workgroups begins, of 3 % at 36, and less beyond.
+const MOST_TILES: usize = 64;
 /// Chunks up to this length are timed on any adapter.
 const SHORT_CHUNK: usize = 64;
 /// Seconds after which an adapter is not given longer chunks: what is slow by then is known well enough.
@@ -31,7 +36,7 @@ const DECODED: usize = 4;
 pub struct CalibrateOptions {
     /// Prompt lengths for which the cut is searched; the longest is also the longest chunk timed.
     pub contexts: Vec<usize>,
-    /// Runs of each measurement; their median counts.
+    /// Runs of each measurement but those of single tiles; their median counts.
     pub repetitions: usize,
 }
 
@@ -153,6 +158,8 @@ impl Bench<'_> {
             progress(CalibrateStep::Timed { adapter: name, prefix: sample.prefix, tokens: sample.tokens });
         };
         let mut session = self.engine.session_on(adapter)?;
+        // A chunk of several passes would be timed as one of them.
+        let longest = longest.min(session.most_at_once());
         self.warm_up(&mut session, longest)?;
         let busy_workgroups = self.tiles(adapter, &mut session, longest)?;
         // First all of it by the device's clock, which tells attention from products and costs the rest; then as it is, in turns that lie apart: what
@@ -169,6 +176,11 @@ impl Bench<'_> {
                 break;
             }
         }
+        // As a later piece of a long prompt. Not the last one: what is in the session at the end goes over the link.
+        let half = timed.last().map_or(0, |(chunks, _): &(Vec<usize>, _)| chunks[0] / 2 / GRANULE * GRANULE);
+        if half > 0 {
+            timed.insert(0, (vec![half; 2], self.sequence(&mut session, &[half; 2], true, &mut tell)?));
+        }
         let mut runs = vec![Vec::new(); timed.len()];
         for _ in 0..self.repetitions {
             for (run, (chunks, _)) in runs.iter_mut().zip(&timed) {
@@ -179,8 +191,9 @@ impl Bench<'_> {
         let samples = by_length.flat_map(|((_, timed), runs)| {
             timed.iter().enumerate().map(|(i, timed)| joined(timed, runs.iter().filter_map(move |run| run.get(i))))
         });
-        let samples = samples.collect();
+        let mut samples: Vec<Sample> = samples.collect();
         let (down, up) = self.lanes(&mut session)?;
+        samples.extend(self.tiled(adapter, &mut session, longest, &mut tell)?);
         let decode_s = self.decode(&mut session)?;
         let fit = Fit { name: name.to_owned(), samples, decode_s: Some(decode_s), down, up, queue: None };
         let tile_rows = self.engine.shared.adapters[adapter].tile_rows();
@@ -220,19 +233,61 @@ impl Bench<'_> {
         Ok(samples)
     }
 
-    /// Times one chunk. Stage 0 is the first half of a layer, the last one ends with the token; those between are whole layers.
+    /// Times a few layers of chunks of every number of whole tiles, once each: between the lengths that [`sequence`](Self::sequence) times, products take a step
+    /// wherever one more tile begins another round of workgroups. Nothing where the adapter's products have no tiles or its device no clock; ends early on a slow
+    /// one.
+    fn tiled(
+        &self,
+        adapter: usize,
+        session: &mut Session,
+        longest: usize,
+        tell: &mut dyn FnMut(&Sample),
+    ) -> Result<Vec<Sample>> {
+        let (tile, started) = (self.engine.shared.adapters[adapter].tile_rows(), Instant::now());
+        let mut samples = Vec::new();
+        let n_layers = TILED_LAYERS.min(self.engine.config().n_layers);
+        for tokens in (1..=MOST_TILES).map(|n| n * tile).take_while(|&n| tile > 1 && n <= longest) {
+            session.clear();
+            let report = session.time_layers(&self.engine.any_tokens(tokens, 0), n_layers)?;
+            let sample = self.sample(&report, (0, tokens), n_layers - 1, None)?;
+            // Between so few layers the host's clock sees nothing.
+            if sample.attention_s.is_none() {
+                break;
+            }
+            tell(&sample);
+            samples.push(sample);
+            if started.elapsed().as_secs_f64() > LONG_CHUNK_S {
+                break;
+            }
+        }
+        Ok(samples)
+    }
+
+    /// Times one chunk.
     fn chunk(&self, session: &mut Session, tokens: usize, timed: bool) -> Result<Sample> {
         let prefix = session.n_tokens();
         let options = Options { max_tokens: 1, mode: Mode::Single, timed, ..Options::default() };
         let answer = session.generate(&self.engine.any_tokens(tokens, prefix), &options)?;
         let report = answer.report();
+        self.sample(report, (prefix, tokens), self.engine.config().n_layers - 1, Some(report.ttft_ms / 1e3))
+    }
+
+    /// What a report of `whole` whole layers tells, with the seconds to the token where there was one. Stage 0 is the first half of a layer; what comes behind
+    /// the whole layers ends with the token.
+    fn sample(
+        &self,
+        report: &PrefillReport,
+        (prefix, tokens): (usize, usize),
+        whole: usize,
+        ttft_s: Option<f64>,
+    ) -> Result<Sample> {
         let spans: Vec<(f64, f64)> = report
             .adapters
             .iter()
             .flat_map(|a| trace::stages(&a.log.spans))
             .map(|s| (s.start.as_secs_f64(), s.end.as_secs_f64()))
             .collect();
-        let (Some(first), Some(whole)) = (spans.first(), spans.len().checked_sub(2).filter(|&n| n > 0)) else {
+        let (Some(first), Some(last), true) = (spans.first(), spans.get(whole), whole > 0) else {
             return Err(Error::Unsupported { what: "calibration", name: "a prefill without layers".to_owned() });
         };
         let windows = &self.engine.config().windows()[..whole];
@@ -243,7 +298,6 @@ impl Bench<'_> {
         };
         let layer_s = mean_of_kinds(&|i| (spans[i + 1].1 - spans[i].1).max(0.0));
         let scores = mean_scores(windows, prefix as f64, tokens as f64);
-        let layers_s = spans[whole].1 - first.0;
         // By the device's clock, where it has one. Stage 0 is the first half of a layer, stage `i + 1` begins with the attention of layer `i`.
         let events = || report.adapters.iter().flat_map(|a| &a.log.events);
         let worked = |what: What, stage: usize| -> f64 {
@@ -252,7 +306,7 @@ impl Bench<'_> {
         let has_clock = events().any(|e| e.what == What::Attention);
         let qkv_s = if has_clock { worked(What::Products, 0) } else { first.1 - first.0 }.clamp(0.0, layer_s);
         let attention_s = has_clock.then(|| mean_of_kinds(&|i| worked(What::Attention, i + 1)));
-        let tail_s = (report.ttft_ms / 1e3 - layers_s).max(0.0);
+        let tail_s = ttft_s.map(|s| (s - (last.1 - first.0)).max(0.0));
         Ok(Sample { prefix, tokens, scores, qkv_s, layer_s, attention_s, tail_s })
     }
 
@@ -303,7 +357,7 @@ impl Bench<'_> {
         }
         let mut session = self.engine.session()?;
         let guess = search_simulated(Mode::Runahead, costs, 0, context, self.engine.config().n_layers)?.lengths;
-        let problem = Problem::measured(0, context, n, guess);
+        let problem = Problem::measured((0, context), n, guess, &costs.tiles(n));
         let mut objective = |lengths: &[usize]| {
             let split = Split::Given(lengths.to_vec());
             self.ttft(
@@ -349,12 +403,13 @@ fn transfers(session: &mut Session, n_tokens: usize) -> Result<[f64; 2]> {
 /// One chunk's medians of all runs; what its timed run tells of the parts of a layer counts where the device has a clock.
 fn joined<'a>(timed: &Sample, runs: impl Iterator<Item = &'a Sample> + Clone) -> Sample {
     let median_of = |of: fn(&Sample) -> f64| median(runs.clone().map(of).collect());
+    let tail_s = median(runs.clone().filter_map(|s| s.tail_s).collect());
     let layer_s = median_of(|s| s.layer_s);
     let qkv_s = match timed.attention_s {
         Some(_) => timed.qkv_s.min(layer_s),
         None => median_of(|s| s.qkv_s),
     };
-    Sample { qkv_s, layer_s, tail_s: median_of(|s| s.tail_s), ..*timed }
+    Sample { qkv_s, layer_s, tail_s: Some(tail_s), ..*timed }
 }
 
 /// The middle value; of an even number of them the upper one; 0 of none.

@@ -297,6 +297,28 @@ impl Session {
         Ok(())
     }
 
+    /// Tokens that the last adapter can take in one pass.
+    pub(super) fn most_at_once(&self) -> usize {
+        self.most_rows(self.last())
+    }
+
+    fn most_rows(&self, node: &dyn Node) -> usize {
+        node.max_rows().min(self.engine.shared.max_share)
+    }
+
+    /// Takes tokens through the first `n_layers` layers of the last adapter alone, for the sake of its times; the conversation is to be cleared then.
+    /// There are [`most_at_once`](Self::most_at_once) of them at most.
+    ///
+    /// # Errors
+    /// As a prefill's.
+    pub(super) fn time_layers(&mut self, tokens: &[u32], n_layers: usize) -> Result<PrefillReport> {
+        self.cancel = self.parent.child();
+        let windows = self.engine.config().windows();
+        let schedule = Schedule::single(self.len, tokens.len(), n_layers).windowed(&windows);
+        let plan = Plan { schedule, mode: Mode::Single, note: None };
+        Ok(self.pass(plan, tokens, RowsOut::None, true)?.1)
+    }
+
     /// How long the last adapter's rows take on their way out and back in: see [`Node::time_link`].
     pub(super) fn time_link(&mut self, layer: usize, rows: Piece) -> Result<[Duration; 2]> {
         let (wait, last) = (Wait::new(&self.cancel), self.nodes.len() - 1);
@@ -359,8 +381,7 @@ impl Session {
         loop {
             let plan = self.plan(n, options)?;
             let nodes = &self.nodes[self.nodes.len() - plan.schedule.n_adapters()..];
-            let most = |node: &dyn Node| node.max_rows().min(self.engine.shared.max_share);
-            let fits = nodes.iter().enumerate().all(|(i, node)| plan.schedule.n_rows(i) <= most(&**node));
+            let fits = nodes.iter().enumerate().all(|(i, node)| plan.schedule.n_rows(i) <= self.most_rows(&**node));
             // Passes end between granules.
             let half = ((self.len + n / 2) / GRANULE * GRANULE).saturating_sub(self.len);
             if fits || half == 0 || matches!(options.split, Split::Given(_)) {

@@ -52,7 +52,7 @@ impl Curve {
     }
 
     /// Seconds for `tokens`. None cost nothing; fewer than were timed cost as much as the fewest timed (a tile is computed whole); more go on
-    /// at the last slope, and one point alone is taken as a rate.
+    /// at the slope of the upper half, and one point alone is taken as a rate.
     pub fn at(&self, tokens: f64) -> f64 {
         let points = &self.points;
         let first = points[0];
@@ -65,8 +65,11 @@ impl Curve {
         if points.len() == 1 {
             return first.1 * tokens / first.0.max(1.0);
         }
-        let right = points.partition_point(|p| p.0 < tokens).clamp(1, points.len() - 1);
-        let (a, b) = (points[right - 1], points[right]);
+        let right = points.partition_point(|p| p.0 < tokens);
+        let last = points.len() - 1;
+        // Between two neighbours the slope is that of one step or none.
+        let left = if right > last { points[..last].partition_point(|p| p.0 <= points[last].0 / 2.0) } else { right };
+        let (a, b) = (points[left.max(1) - 1], points[right.min(last)]);
         a.1 + (b.1 - a.1) * (tokens - a.0) / (b.0 - a.0)
     }
 }
@@ -229,6 +232,17 @@ impl CostModel {
     /// Seconds of a layer on an adapter for `n` tokens behind `prefix` others, everything at hand; the mean over the model's layers.
     pub fn layer_s(&self, adapter: usize, prefix: f64, n: f64) -> f64 {
         self.adapters[adapter].layer_s(n, mean_scores(&self.windows, prefix, n))
+    }
+
+    /// The costs of the last `n` adapters: those that take part where a prompt has few pieces.
+    pub fn last(&self, n: usize) -> Self {
+        let all = self.adapters.len();
+        self.pick(&(all - n.min(all)..all).collect::<Vec<_>>())
+    }
+
+    /// Rows of the tiles of the last `n` adapters' products.
+    pub fn tiles(&self, n: usize) -> Vec<usize> {
+        self.last(n).adapters.iter().map(|adapter| adapter.tile_rows).collect()
     }
 
     /// The costs of these adapters alone, in this order.

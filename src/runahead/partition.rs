@@ -70,16 +70,21 @@ pub fn weighted(past: usize, len: usize, weights: &[f64]) -> Vec<usize> {
 }
 
 /// Pieces of fewer tiles are left as they are: rounding would move too much of them.
-const FEW_TILES: usize = 4;
+pub(super) const FEW_TILES: usize = 4;
 
 /// The same pieces with cuts moved, so that those of several tiles are whole ones of their adapter: `tiles` are its rows, a number for each piece. A
 /// cut moves by half a tile at most, and only where the pieces on both sides have several.
 pub fn in_tiles(past: usize, lengths: &[usize], tiles: &[usize]) -> Vec<usize> {
+    snapped(past, lengths, tiles, FEW_TILES)
+}
+
+/// As [`in_tiles`], where pieces of `few` tiles count as several.
+pub(super) fn snapped(past: usize, lengths: &[usize], tiles: &[usize], few: usize) -> Vec<usize> {
     let mut lengths = lengths.to_vec();
     let mut start = past;
     for i in 0..lengths.len().saturating_sub(1).min(tiles.len().saturating_sub(1)) {
         let (tile, here, behind) = (tiles[i], lengths[i], lengths[i + 1]);
-        if tile > GRANULE && here >= FEW_TILES * tile && behind >= FEW_TILES * tile {
+        if tile > GRANULE && here >= few * tile && behind >= few * tile {
             // What stands before the first granule border makes the first piece no longer than its tiles.
             let cut = (start + (here + tile / 2) / tile * tile) / GRANULE * GRANULE;
             (lengths[i], lengths[i + 1]) = (cut - start, here + behind - (cut - start));

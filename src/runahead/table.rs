@@ -1,7 +1,8 @@
 //! Searched partitions by context length, and the costs beside them (KVR-P): kept in a file, and good only for the set-up that they were made on.
 //!
 //! Between two lengths the shares of the adapters are interpolated; outside, the nearest length's are taken and moved as far as the costs say that
-//! the balance moves between the two. A predicted cut then goes to the nearest one between whole tiles of products. A file is named after the place
+//! the balance moves between the two. A predicted cut then goes to the nearest one between whole tiles of products, and from there, where costs were
+//! measured, to the one nearby for which they promise the first token soonest: times take steps between tiles that no other length tells of. A file is named after the place
 //! (machine, adapters, model, weights, type of the cache) and carries the whole [`Fingerprint`], so that a table made with another driver is found and refused with that reason.
 
 use std::io::Write;
@@ -14,12 +15,16 @@ use crate::error::{Error, Result};
 use crate::new_file;
 use crate::runahead::cost::CostModel;
 use crate::runahead::partition::{Split, in_tiles, n_granules, weighted};
-use crate::runahead::search::balanced;
+use crate::runahead::search::{balanced, best_nearby};
 
 /// Changes when the file's meaning does.
 const FORMAT: u32 = 1;
 /// No adapter is predicted to have a smaller share; one granule it has in any case.
 const LEAST_SHARE: f64 = 1e-3;
+/// Costs that fit what was timed so well are taken for measured; estimates are far from it.
+const KNOWN: f64 = 0.15;
+/// Tiles by which a cut moves at most to where the costs want it.
+const REACH: usize = 2;
 /// No table is as long as this; a file that is longer is none.
 const MOST_BYTES: u64 = 1 << 22;
 
@@ -241,8 +246,10 @@ pub fn predict(partitions: &[&[usize]], costs: &CostModel, past: usize, len: usi
         }
     }
     let lengths = weighted(past, len, &shares);
-    let tiles: Vec<usize> = costs.adapters.iter().map(|a| a.tile_rows).collect();
-    Some(in_tiles(past, &lengths, &tiles[tiles.len().saturating_sub(lengths.len())..]))
+    let costs = costs.last(lengths.len());
+    let lengths = in_tiles(past, &lengths, &costs.tiles(lengths.len()));
+    let known = costs.adapters.iter().all(|a| a.fit_error <= KNOWN);
+    Some(if known { best_nearby(&costs, past, &lengths, REACH) } else { lengths })
 }
 
 /// The partitions on both sides of a length, and how far it is from the first to the second.

@@ -7,7 +7,7 @@ use runahead::cancel::Cancel;
 use runahead::engine::{CalibrateOptions, CalibrateStep, DeviceId, Engine};
 use runahead::error::{Error, Result};
 use runahead::runahead::auto::{Choice, Task, choose};
-use runahead::runahead::cost::{CostModel, Lane, Rates, Shape};
+use runahead::runahead::cost::{CostModel, Curve, Lane, Rates, Shape};
 use runahead::runahead::schedule::Mode;
 use runahead::runahead::search::search_simulated;
 use runahead::runahead::table::{Fingerprint, Point, Table};
@@ -103,7 +103,8 @@ fn predictions_between_points_are_near_what_a_search_finds() {
 #[test]
 fn predicted_pieces_are_whole_tiles() {
     let mut costs = costs(&[200.0, 200.0, 150.0], 100e9);
-    costs.adapters.iter_mut().for_each(|adapter| adapter.tile_rows = 128);
+    // An estimate: what is nearby is as good.
+    costs.adapters.iter_mut().for_each(|adapter| (adapter.tile_rows, adapter.fit_error) = (128, 0.25));
     let points = [vec![848, 656, 544], vec![3648, 2544, 2000]];
     let partitions: Vec<&[usize]> = points.iter().map(Vec::as_slice).collect();
     let predict = |costs, past, len| runahead::runahead::table::predict(&partitions, costs, past, len).unwrap();
@@ -122,6 +123,41 @@ fn predicted_pieces_are_whole_tiles() {
     // What was searched stays as it is, and so does what has few tiles.
     assert_eq!(predict(&costs, 0, 8192), points[1]);
     assert_eq!(predict(&costs, 0, 1000), predict(&rough, 0, 1000));
+}
+
+#[test]
+fn measured_costs_move_predicted_cuts_to_where_a_round_of_workgroups_ends() {
+    let mut costs = costs(&[200.0, 200.0, 150.0], 100e9);
+    // A round is five tiles: one more costs as much as the five.
+    let steps = |rows: f64| (rows / 640.0).ceil() * 640.0;
+    for adapter in &mut costs.adapters {
+        let tiles = || (1..=64).map(|tiles| f64::from(tiles) * 128.0);
+        let [qkv, rest] =
+            [&adapter.qkv, &adapter.rest].map(|smooth| Curve::new(tiles().map(|n| (n, smooth.at(steps(n))))).unwrap());
+        (adapter.qkv, adapter.rest, adapter.tile_rows) = (qkv, rest, 128);
+    }
+    let mut rough = costs.clone();
+    rough.adapters.iter_mut().for_each(|adapter| adapter.fit_error = 0.25);
+    let points = [vec![848, 656, 544], vec![3648, 2544, 2000]];
+    let partitions: Vec<&[usize]> = points.iter().map(Vec::as_slice).collect();
+    let predict = |costs, len| runahead::runahead::table::predict(&partitions, costs, 0, len).unwrap();
+    let seconds = |lengths: &[usize]| {
+        let schedule = Mode::Runahead.schedule(0, lengths, 32);
+        runahead::runahead::simulate::simulate(&schedule, &costs).unwrap().ttft_s
+    };
+    let mut gained = 0;
+    for len in [1024, 3000, 4096, 5003, 6000, 10_000] {
+        let (lengths, between) = (predict(&costs, len), predict(&rough, len));
+        super::partition::assert_sound(0, len, &lengths);
+        let cuts = |lengths: &[usize]| (1..lengths.len()).map(|i| lengths[..i].iter().sum()).collect::<Vec<usize>>();
+        let moved = cuts(&lengths).into_iter().zip(cuts(&between)).map(|(a, b)| a.abs_diff(b)).max().unwrap();
+        assert!(moved <= 2 * 128 + 64 + 16, "{len}: {lengths:?} {between:?}");
+        assert!(seconds(&lengths) <= seconds(&between), "{len}: {lengths:?} {between:?}");
+        gained += usize::from(seconds(&lengths) < 0.98 * seconds(&between));
+    }
+    assert!(gained >= 2, "{gained}");
+    // A length that was searched stays as it is.
+    assert_eq!(predict(&costs, 8192), points[1]);
 }
 
 #[test]

@@ -98,12 +98,12 @@ pub fn searched(
     engine: &Engine,
     mode: Mode,
     (prompt, depth): (usize, usize),
-    guess: Vec<usize>,
+    (guess, tiles): (Vec<usize>, &[usize]),
     cancel: &Cancel,
 ) -> Result<Vec<usize>, Failure> {
     let mut session = engine.session()?;
     let n_pieces = mode.n_pieces(engine.adapters().count());
-    let problem = Problem::measured(depth, prompt, n_pieces, guess);
+    let problem = Problem::measured((depth, prompt), n_pieces, guess, tiles);
     let mut ttft = |lengths: &[usize]| {
         session.clear();
         let split = Split::Given(lengths.to_vec());
