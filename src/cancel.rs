@@ -123,6 +123,32 @@ impl Wait {
     }
 }
 
+/// Sets a cancel when it goes before its owner is done: an error or a panic of one thread ends all that share the cancel.
+pub(crate) struct StopUnlessDone<'a> {
+    stop: &'a Cancel,
+    armed: bool,
+}
+
+impl<'a> StopUnlessDone<'a> {
+    /// For an owner that has begun.
+    pub fn new(stop: &'a Cancel) -> Self {
+        Self { stop, armed: true }
+    }
+
+    /// The owner came to its end.
+    pub fn done(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for StopUnlessDone<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.stop.cancel();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod calibrate;
 mod chat;
+mod commands;
 mod devices;
 mod doctor;
 mod environment;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use runahead::error::Error;
 
-use args::{Args, Command};
+use commands::{Args, Command};
 use failure::Failure;
 use interrupt::Interrupt;
 

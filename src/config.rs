@@ -220,6 +220,19 @@ impl Rope {
 }
 
 impl ModelConfig {
+    /// `n` token ids without a pattern, others for each seed: a prompt for measurements, which no model can make use of.
+    pub fn any_tokens(&self, n: usize, seed: u64) -> Vec<u32> {
+        // Marsaglia's xorshift; its state must not be 0.
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (((state >> 32) * self.vocab as u64) >> 32) as u32
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
     /// Elements of one token's K (or V) row in one layer: `n_kv_heads * head_dim`.
     pub const fn kv_width(&self) -> usize {
         self.n_kv_heads * self.head_dim

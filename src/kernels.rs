@@ -49,7 +49,7 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     /// Element type of activations between operations (the residual stream is always f32).
     fn activation(&self) -> Scalar;
     /// Activation tensors hold a multiple of this many rows.
-    fn row_tile(&self) -> usize;
+    fn row_multiple(&self) -> usize;
     /// Rows of an activation of `width` elements that a caller had best compute at a time, where it need not keep all: a multiple of the granule.
     fn rows_at_once(&self, width: usize) -> usize;
     /// Rows of the tiles of long products: one that is not full takes as long as a full one.

@@ -18,6 +18,7 @@ mod queue;
 pub mod ring;
 pub mod schedule;
 pub mod search;
+pub mod share;
 pub mod simulate;
 pub mod table;
 pub mod trace;

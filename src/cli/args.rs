@@ -1,203 +1,14 @@
-//! The arguments as they are typed. What they mean together is checked where they are used.
+//! Arguments that several commands share, as they are typed. What they mean together is checked where they are used.
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
-use clap::{Parser, Subcommand, ValueEnum};
 use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, Gemm, Link, saved_tokens};
 use runahead::runahead::partition::Split;
 
-use super::bench::BenchArgs;
-use super::calibrate::CalibrateArgs;
-use super::experiment::ExperimentArgs;
 use super::failure::Failure;
-use super::plan::PlanArgs;
-use super::planning;
-use super::sampling::SamplingArgs;
-
-/// Short time to first token: one prompt's prefill chained over several GPUs of any vendor, and the CPU.
-#[derive(Debug, Parser)]
-#[command(name = "runahead", version, max_term_width = 100)]
-pub struct Args {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// List the adapters of this machine
-    Devices(DevicesArgs),
-    /// Try every adapter, and say what is missing on this machine
-    Doctor,
-    /// Fetch a model into the cache and print its path
-    Pull(PullArgs),
-    /// Answer a prompt
-    Generate(GenerateArgs),
-    /// Hold a conversation
-    Chat(ChatArgs),
-    /// Write the logits of every position of a prompt
-    Logits(LogitsArgs),
-    /// Measure how well a model foretells a text
-    Perplexity(PerplexityArgs),
-    /// Compare a chain of adapters with one adapter
-    Verify(VerifyArgs),
-    /// Measure the time to the first token and the rate of decoding
-    Bench(BenchArgs),
-    /// Measure adapters, and search the best cuts of prompts over them
-    Calibrate(CalibrateArgs),
-    /// Predict a prefill before anything runs
-    Plan(PlanArgs),
-    /// Print a completion script for a shell
-    Completions(CompletionsArgs),
-}
-
-/// Arguments of `completions`.
-#[derive(Debug, clap::Args)]
-pub struct CompletionsArgs {
-    /// The shell
-    #[arg(value_enum)]
-    pub shell: clap_complete::Shell,
-}
-
-/// Arguments of `devices`.
-#[derive(Debug, clap::Args)]
-pub struct DevicesArgs {
-    /// A JSON array instead of a table
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `pull`.
-#[derive(Debug, clap::Args)]
-pub struct PullArgs {
-    /// `smollm2`, or ORG/REPO of the Hugging Face hub; ORG/REPO:FILE where it holds several GGUF files
-    #[arg(value_name = "MODEL", default_value = "smollm2")]
-    pub model: String,
-}
-
-/// Arguments of `generate`.
-#[derive(Debug, clap::Args)]
-pub struct GenerateArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub prompt: PromptArgs,
-    /// Take the text as it is, not through the model's chat template
-    #[arg(long)]
-    pub raw: bool,
-    /// Tokens to generate at most
-    #[arg(short, value_name = "N", default_value_t = 128)]
-    pub n: usize,
-    #[command(flatten)]
-    pub session: SessionArgs,
-    /// auto (whatever is expected to be fastest), single (the last adapter alone), runahead (a chain over all), relay, tsp, tsp-causal or zigzag
-    #[arg(long, value_name = "MODE", value_parser = planning::Prefill::parse, default_value = "auto")]
-    pub prefill: planning::Prefill,
-    /// Tokens of each adapter: even, searched (on the costs), predicted (from the table of `calibrate`), or N0,N1,… in multiples of 16
-    #[arg(long, value_name = "SPLIT", value_parser = planning::Cut::parse)]
-    pub split: Option<planning::Cut>,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    /// Tell the log-probabilities of the N likeliest tokens at each place, in the JSON
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
-    pub logprobs: usize,
-    /// One JSON object instead of the text
-    #[arg(long)]
-    pub json: bool,
-    /// Write what happened when in the prefill, for chrome://tracing or ui.perfetto.dev
-    #[arg(long, value_name = "FILE")]
-    pub trace: Option<PathBuf>,
-    /// Draw the same as an SVG
-    #[arg(long, value_name = "FILE")]
-    pub timeline: Option<PathBuf>,
-    #[command(flatten)]
-    pub experiment: ExperimentArgs,
-}
-
-/// Arguments of `chat`.
-#[derive(Debug, clap::Args)]
-pub struct ChatArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Instructions that stand before the conversation
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub system: Option<String>,
-    /// Tokens of an answer at most
-    #[arg(short, value_name = "N", default_value_t = 512)]
-    pub n: usize,
-    #[command(flatten)]
-    pub session: SessionArgs,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-}
-
-/// Arguments of `logits`.
-#[derive(Debug, clap::Args)]
-pub struct LogitsArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub tokens: TokensArgs,
-    /// Adapters of the chain, as in `generate`
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub devices: Vec<DeviceId>,
-    #[command(flatten)]
-    pub split: SplitArgs,
-    #[command(flatten)]
-    pub engine: EngineArgs,
-    /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-}
-
-/// Arguments of `perplexity`.
-#[derive(Debug, clap::Args)]
-pub struct PerplexityArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The text; `-` is stdin
-    #[arg(short, long, value_name = "FILE")]
-    pub file: PathBuf,
-    /// Tokens of a window; those of its second half count
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = window)]
-    pub window: usize,
-    /// Adapters of the chain, as in `generate`
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub devices: Vec<DeviceId>,
-    #[command(flatten)]
-    pub split: SplitArgs,
-    #[command(flatten)]
-    pub engine: EngineArgs,
-    /// JSON instead of a line
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Two tokens at least: one that counts, and one before it.
-fn window(text: &str) -> Result<usize, String> {
-    let n: usize = text.parse().map_err(|e| format!("{e}"))?;
-    if n < 2 { Err("2 tokens at least".to_owned()) } else { Ok(n) }
-}
-
-/// Arguments of `verify`.
-#[derive(Debug, clap::Args)]
-pub struct VerifyArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The prompt, taken as it is; a built-in text unless said here
-    #[arg(short, value_name = "TEXT", allow_hyphen_values = true)]
-    pub prompt: Option<String>,
-    /// Adapters of the chain; compared with the first one alone. One GPU alone is compared with the CPU
-    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
-    pub devices: Vec<DeviceId>,
-    #[command(flatten)]
-    pub split: SplitArgs,
-    #[command(flatten)]
-    pub engine: EngineArgs,
-}
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -341,14 +152,7 @@ pub fn parse_split(text: &str) -> Result<Split, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
-
-    #[test]
-    fn the_arguments_do_not_contradict_each_other() {
-        Args::command().debug_assert();
-    }
 
     #[test]
     fn a_split_is_even_or_lengths() {

@@ -13,12 +13,13 @@ use runahead::engine::{Engine, Mode, Options, PrefillReport, Session};
 use runahead::error::Error;
 use runahead::template::Message;
 
-use super::args::ChatArgs;
+use super::args::{ModelArgs, SessionArgs};
 use super::failure::Failure;
 use super::interrupt::Interrupt;
 use super::open;
 use super::output;
 use super::progress::Bars;
+use super::sampling::SamplingArgs;
 
 mod command;
 mod conversation;
@@ -32,6 +33,23 @@ const CONTEXT: usize = 4096;
 /// A turn of so many new tokens is worth a chain. For fewer, the rows of earlier turns, which a chain's first adapters have to be given, would
 /// cost more than is won.
 const CHAIN_FROM: usize = 256;
+
+/// Arguments of `chat`.
+#[derive(Debug, clap::Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Instructions that stand before the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(short, value_name = "N", default_value_t = 512)]
+    pub n: usize,
+    #[command(flatten)]
+    pub session: SessionArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
 
 /// Runs the command.
 pub fn run(args: &ChatArgs, interrupt: &Interrupt) -> Result<(), Failure> {

@@ -3,9 +3,16 @@
 use runahead::engine::{self, CudaVersions, DeviceId, DeviceInfo};
 use serde::Serialize;
 
-use super::args::DevicesArgs;
 use super::failure::Failure;
 use super::output;
+
+/// Arguments of `devices`.
+#[derive(Debug, clap::Args)]
+pub struct DevicesArgs {
+    /// A JSON array instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &DevicesArgs) -> Result<(), Failure> {

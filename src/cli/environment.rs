@@ -36,7 +36,8 @@ mod tests {
 
     use clap::{CommandFactory, FromArgMatches};
 
-    use super::super::args::{Args, Command as Parsed, Kv};
+    use super::super::args::Kv;
+    use super::super::commands::{Args, Command as Parsed};
     use super::*;
 
     fn parse(environment: &[(&str, &str)], args: &[&str]) -> Result<Parsed, clap::Error> {

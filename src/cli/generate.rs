@@ -3,6 +3,7 @@
 //! The text goes to stdout as it comes, and a summary to stderr; with `--json`, one object goes to stdout at the end. A model without a tokenizer
 //! answers in token ids.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use runahead::error::Error;
 use runahead::runahead::partition::Split;
 use runahead::runahead::trace;
 
-use super::args::GenerateArgs;
+use super::args::{ModelArgs, PromptArgs, SessionArgs};
+use super::experiment::ExperimentArgs;
 use super::failure::Failure;
 use super::input::Prompt;
 use super::interrupt::Interrupt;
@@ -22,10 +24,50 @@ use super::output;
 use super::picture;
 use super::planning::{Cut, Outline, Prefill, Setup};
 use super::progress::Bars;
+use super::sampling::SamplingArgs;
 
 mod report;
 
 use report::{Answer, Report};
+
+/// Arguments of `generate`.
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// Take the text as it is, not through the model's chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Tokens to generate at most
+    #[arg(short, value_name = "N", default_value_t = 128)]
+    pub n: usize,
+    #[command(flatten)]
+    pub session: SessionArgs,
+    /// auto (whatever is expected to be fastest), single (the last adapter alone), runahead (a chain over all), relay, tsp, tsp-causal or zigzag
+    #[arg(long, value_name = "MODE", value_parser = Prefill::parse, default_value = "auto")]
+    pub prefill: Prefill,
+    /// Tokens of each adapter: even, searched (on the costs), predicted (from the table of `calibrate`), or N0,N1,… in multiples of 16
+    #[arg(long, value_name = "SPLIT", value_parser = Cut::parse)]
+    pub split: Option<Cut>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Tell the log-probabilities of the N likeliest tokens at each place, in the JSON
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
+    pub logprobs: usize,
+    /// One JSON object instead of the text
+    #[arg(long)]
+    pub json: bool,
+    /// Write what happened when in the prefill, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Draw the same as an SVG
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+}
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {

@@ -1,18 +1,37 @@
 //! `runahead logits`: the logits of every position of a prompt, in a safetensors file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use runahead::cancel::Cancel;
-use runahead::engine::Options;
+use runahead::engine::{DeviceId, Options};
 use runahead::error::Error;
 use safetensors::tensor::{Dtype, SafeTensorError, TensorView};
 
-use super::args::LogitsArgs;
+use super::args::{EngineArgs, ModelArgs, SplitArgs, TokensArgs};
 use super::failure::Failure;
 use super::input;
 use super::new_file::NewFile;
 use super::open;
 use super::output;
+
+/// Arguments of `logits`.
+#[derive(Debug, clap::Args)]
+pub struct LogitsArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub tokens: TokensArgs,
+    /// Adapters of the chain, as in `generate`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
 
 /// Runs the command.
 pub fn run(args: &LogitsArgs, cancel: &Cancel) -> Result<(), Failure> {

@@ -3,12 +3,14 @@
 //! The text is cut into windows, each computed from nothing; tokens in a window's second half count, so that each has half a window before it. The
 //! perplexity is `exp` of the mean of `-ln p(token)`, in f64. Formats, adapters and tiers that change nothing but rounding leave it where it is.
 
+use std::path::PathBuf;
+
 use runahead::cancel::Cancel;
-use runahead::engine::{Options, Session};
+use runahead::engine::{DeviceId, Options, Session};
 use runahead::error::Error;
 use serde::Serialize;
 
-use super::args::PerplexityArgs;
+use super::args::{EngineArgs, ModelArgs, SplitArgs};
 use super::failure::Failure;
 use super::{input, open, output};
 
@@ -23,6 +25,35 @@ struct Report {
     windows: usize,
     window: usize,
     adapters: Vec<String>,
+}
+
+/// Arguments of `perplexity`.
+#[derive(Debug, clap::Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text; `-` is stdin
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Tokens of a window; those of its second half count
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = window)]
+    pub window: usize,
+    /// Adapters of the chain, as in `generate`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// JSON instead of a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Two tokens at least: one that counts, and one before it.
+fn window(text: &str) -> Result<usize, String> {
+    let n: usize = text.parse().map_err(|e| format!("{e}"))?;
+    if n < 2 { Err("2 tokens at least".to_owned()) } else { Ok(n) }
 }
 
 /// Runs the command.

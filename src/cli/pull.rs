@@ -11,9 +11,16 @@ mod smollm2;
 
 use runahead::cancel::Cancel;
 
-use super::args::PullArgs;
 use super::failure::Failure;
 use super::output;
+
+/// Arguments of `pull`.
+#[derive(Debug, clap::Args)]
+pub struct PullArgs {
+    /// `smollm2`, or ORG/REPO of the Hugging Face hub; ORG/REPO:FILE where it holds several GGUF files
+    #[arg(value_name = "MODEL", default_value = "smollm2")]
+    pub model: String,
+}
 
 /// Runs the command.
 pub fn run(args: &PullArgs, cancel: &Cancel) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use runahead::cancel::Cancel;
 use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, EngineBuilder, Experiment, Gemm};
 
-use super::args::VerifyArgs;
+use super::args::{EngineArgs, ModelArgs, SplitArgs};
 use super::failure::Failure;
 use super::open::{self, Opening};
 use super::output;
@@ -35,6 +35,23 @@ behind the door of the harbour office, between a torn tide table and a calendar 
 it there. She took it home, cleaned the rust off with oil and steel wool, and waited for a still evening. The stairs held. At the top she found a \
 brass lamp the size of a barrel, a chair, and a notebook in which someone had written down every ship that passed, with the hour, the weather and \
 the direction of the wind, for thirty years without a gap. The last entry was unfinished. Marta sat down, looked out over the water, and";
+
+/// Arguments of `verify`.
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The prompt, taken as it is; a built-in text unless said here
+    #[arg(short, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// Adapters of the chain; compared with the first one alone. One GPU alone is compared with the CPU
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
 
 /// Runs the command.
 pub fn run(args: &VerifyArgs, cancel: &Cancel) -> Result<(), Failure> {
@@ -117,9 +134,8 @@ fn prompt(args: &VerifyArgs, files: &EngineBuilder) -> Result<Vec<u32>, Failure>
         (Some(text), _) => Ok(files.prompt_tokens(text, true)?),
         (None, Some(_)) => Ok(files.prompt_tokens(TEXT, true)?),
         (None, None) => {
-            let (vocab, most) = (files.config().vocab, files.config().max_context);
-            // Strides without a common pattern, so that no two rows and no two granules are alike.
-            Ok((0..N_SYNTHETIC.min(most)).map(|i| ((i * 7919 + i * i * 31 + 1) % vocab) as u32).collect())
+            // No two granules are alike.
+            Ok(files.config().any_tokens(N_SYNTHETIC.min(files.config().max_context), 1))
         }
     }
 }

@@ -132,12 +132,6 @@ impl Engine {
         }
         Ok(Calibration { costs, points, finished: true })
     }
-
-    /// Token ids without a pattern that a model could make use of.
-    fn any_tokens(&self, n: usize, seed: usize) -> Vec<u32> {
-        let vocab = self.config().vocab;
-        (0..n).map(|i| ((i * 7919 + seed * 104_729 + i * i * 31) % vocab) as u32).collect()
-    }
 }
 
 struct Bench<'a> {
@@ -248,7 +242,7 @@ impl Bench<'_> {
         let n_layers = TILED_LAYERS.min(self.engine.config().n_layers);
         for tokens in (1..=MOST_TILES).map(|n| n * tile).take_while(|&n| tile > 1 && n <= longest) {
             session.clear();
-            let report = session.time_layers(&self.engine.any_tokens(tokens, 0), n_layers)?;
+            let report = session.time_layers(&self.engine.config().any_tokens(tokens, 0), n_layers)?;
             let sample = self.sample(&report, (0, tokens), n_layers - 1, None)?;
             // Between so few layers the host's clock sees nothing.
             if sample.attention_s.is_none() {
@@ -267,7 +261,7 @@ impl Bench<'_> {
     fn chunk(&self, session: &mut Session, tokens: usize, timed: bool) -> Result<Sample> {
         let prefix = session.n_tokens();
         let options = Options { max_tokens: 1, mode: Mode::Single, timed, ..Options::default() };
-        let answer = session.generate(&self.engine.any_tokens(tokens, prefix), &options)?;
+        let answer = session.generate(&self.engine.config().any_tokens(tokens, prefix as u64), &options)?;
         let report = answer.report();
         self.sample(report, (prefix, tokens), self.engine.config().n_layers - 1, Some(report.ttft_ms / 1e3))
     }
@@ -330,7 +324,7 @@ impl Bench<'_> {
     fn decode(&self, session: &mut Session) -> Result<f64> {
         session.clear();
         let options = Options { max_tokens: 1 + DECODED, mode: Mode::Single, stop_at_end: false, ..Options::default() };
-        let mut answer = session.generate(&self.engine.any_tokens(GRANULE, 0), &options)?;
+        let mut answer = session.generate(&self.engine.config().any_tokens(GRANULE, 0), &options)?;
         answer.next().transpose()?;
         let started = Instant::now();
         let decoded = answer.by_ref().collect::<Result<Vec<_>>>()?.len();
@@ -345,7 +339,7 @@ impl Bench<'_> {
         progress: &mut dyn FnMut(CalibrateStep<'_>),
     ) -> Result<(Point, bool)> {
         let n = self.engine.shared.adapters.len();
-        let tokens = self.engine.any_tokens(context, 1);
+        let tokens = self.engine.config().any_tokens(context, 1);
         let single = |i: usize| -> Result<f64> {
             let mut session = self.engine.session_on(i)?;
             self.ttft(&mut session, &tokens, &Options { max_tokens: 1, mode: Mode::Single, ..Options::default() })

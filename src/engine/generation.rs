@@ -2,7 +2,7 @@
 
 use crate::engine::{Options, PrefillReport, Session};
 use crate::error::Result;
-use crate::runahead::worker::Want;
+use crate::runahead::share::Want;
 use crate::sampler::{Choice, Logprobs, Sampler, StopFilter};
 use crate::tokenizer::StreamDecoder;
 

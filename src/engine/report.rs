@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::runahead::chain::AdapterLog;
 use crate::runahead::node::Node;
 use crate::runahead::schedule::Schedule;
-use crate::runahead::trace::What;
+use crate::runahead::trace::{AdapterLog, What};
 
 /// One prefill.
 #[derive(Clone, Debug, PartialEq)]

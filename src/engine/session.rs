@@ -16,8 +16,8 @@ use crate::runahead::node::Node;
 use crate::runahead::partition::Split;
 use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::{Mode, Schedule};
+use crate::runahead::share::{Output, RowsOut, Want};
 use crate::runahead::trace;
-use crate::runahead::worker::{Output, RowsOut, Want};
 use crate::sampler::{Choice, Sampler, Sampling};
 
 /// What a generation is asked for.
@@ -323,7 +323,7 @@ impl Session {
     pub(super) fn time_link(&mut self, layer: usize, rows: Piece) -> Result<[Duration; 2]> {
         let (wait, last) = (Wait::new(&self.cancel), self.nodes.len() - 1);
         let node = &mut self.nodes[last];
-        let mut block = Block::on_trial(rows, node.row_bytes(), node.link(), &self.pool)?;
+        let mut block = Block::on_trial(rows, node.row_bytes(), node.link().wanted(), &self.pool)?;
         node.time_link(layer, &mut block, &wait)
     }
 

@@ -243,7 +243,7 @@ impl Kernels for Cpu {
         Scalar::F32
     }
 
-    fn row_tile(&self) -> usize {
+    fn row_multiple(&self) -> usize {
         1
     }
 
@@ -260,7 +260,7 @@ impl Kernels for Cpu {
     }
 
     fn key_tile(&self) -> usize {
-        attention::KEY_BLOCK
+        tensor::KEY_BLOCK
     }
 
     fn decode_splits(&self) -> usize {

@@ -210,8 +210,8 @@ impl Kernels for Cuda {
         self.wgsl.activation()
     }
 
-    fn row_tile(&self) -> usize {
-        self.wgsl.row_tile()
+    fn row_multiple(&self) -> usize {
+        self.wgsl.row_multiple()
     }
 
     fn key_tile(&self) -> usize {

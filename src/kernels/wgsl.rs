@@ -399,7 +399,7 @@ impl Kernels for Wgsl {
         self.activation
     }
 
-    fn row_tile(&self) -> usize {
+    fn row_multiple(&self) -> usize {
         product::MAX_TILE_M as usize
     }
 
@@ -407,7 +407,7 @@ impl Kernels for Wgsl {
         // A product of 22016 x 4096 reaches 205 TFLOP/s with 512 rows on an H100 and 236 with 4,096. A software GPU gains nothing.
         let most = if self.kind == GpuKind::Software { 512 } else { super::MAX_ROWS_AT_ONCE };
         let fit = self.gpu.caps().max_binding_bytes / (width.max(1) * self.activation.bytes()) as u64;
-        let tile = self.row_tile();
+        let tile = self.row_multiple();
         usize::try_from(fit).unwrap_or(most).min(most) / tile * tile
     }
 
@@ -433,7 +433,7 @@ impl Kernels for Wgsl {
     }
 
     fn key_tile(&self) -> usize {
-        attention::KEY_TILE
+        tensor::KEY_TILE
     }
 
     fn decode_splits(&self) -> usize {

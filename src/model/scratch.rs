@@ -37,7 +37,7 @@ pub struct Scratch<K: Kernels> {
 /// Name, type and length of each tensor for a share of `rows`, in the order of [`Scratch`]'s fields.
 pub(super) fn sizes<K: Kernels>(model: &Model<K>, rows: usize) -> [(&'static str, Scalar, usize); 10] {
     let (c, k) = (&model.config, &model.kernels);
-    let (a, tile) = (k.activation(), k.row_tile());
+    let (a, tile) = (k.activation(), k.row_multiple());
     let padded = round_up(rows, tile);
     [
         ("token ids", Scalar::U32, padded),
@@ -65,7 +65,7 @@ impl<K: Kernels> Model<K> {
         let activated = c.hidden.max(c.qkv_width()).max(c.q_width()) * self.kernels.activation().bytes();
         let row_bytes = activated.max(c.hidden * Scalar::F32.bytes()).max(1) as u64;
         let rows = usize::try_from(self.kernels.max_tensor_bytes() / row_bytes).unwrap_or(usize::MAX);
-        rows / self.kernels.row_tile() * self.kernels.row_tile()
+        rows / self.kernels.row_multiple() * self.kernels.row_multiple()
     }
 
     /// Activations for shares of up to `rows` tokens.

@@ -12,7 +12,6 @@ use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::gpu::{HostMemory, PeerMemory};
 use crate::runahead::experiment::Sent;
-use crate::runahead::link::Link;
 use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
 
@@ -79,13 +78,12 @@ impl Block {
         Ok(Self { rows, len, bytes: Bytes::Pages(pages), wanted: Wanted::HOST, peer: None, home: None })
     }
 
-    /// For rows that pass from an adapter to itself by `link`, as they would to another one, through memory of the pool.
+    /// For rows that pass from an adapter to itself, as they would to another one, through memory of the pool.
     ///
     /// # Errors
     /// [`Error::Memory`].
-    pub fn on_trial(rows: Piece, row_bytes: usize, link: Link, pool: &HostPool) -> Result<Self> {
+    pub fn on_trial(rows: Piece, row_bytes: usize, wanted: Wanted, pool: &HostPool) -> Result<Self> {
         let len = 2 * rows.len() * row_bytes;
-        let wanted = if link == Link::Cuda { Wanted { host: false, peer: true } } else { Wanted::HOST };
         let home = Some(Home { pool: pool.clone(), free: flume::bounded(0).0 });
         Ok(Self { rows, bytes: Bytes::Pages(pool.take(len)?), len, wanted, peer: None, home })
     }

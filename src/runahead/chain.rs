@@ -1,21 +1,20 @@
 //! The chain: one thread per adapter of a schedule, started together, and one answer.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::cancel::{Cancel, Wait};
+use crate::cancel::{Cancel, StopUnlessDone, Wait};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::Cpu;
 use crate::runahead::board::{Board, Record, Retention};
-use crate::runahead::courier::Span;
 use crate::runahead::experiment::Experiment;
 use crate::runahead::link::Link;
 use crate::runahead::node::Node;
 use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::Schedule;
-use crate::runahead::trace::{self, Event};
+use crate::runahead::share::{Output, RowsOut, ShareJob, ShareLog};
+use crate::runahead::trace::AdapterLog;
 use crate::runahead::turn::Turn;
-use crate::runahead::worker::{Output, RowsOut, ShareJob, ShareLog};
 
 /// What a prefill is asked for beside the schedule.
 pub struct Request<'a> {
@@ -33,47 +32,12 @@ pub struct Request<'a> {
     pub experiment: Experiment,
     /// For each adapter of the schedule, see [`Turn::of`].
     pub turns: Vec<Option<Arc<Turn>>>,
-    /// Whether devices write down when they worked on what: see [`What`](trace::What). Costs a little.
+    /// Whether devices write down when they worked on what: see [`What`](crate::runahead::trace::What). Costs a little.
     pub timed: bool,
     /// Ends the prefill early.
     pub cancel: &'a Cancel,
     /// Called with adapter, token-layers done and in all; from the couriers' threads.
     pub progress: &'a (dyn Fn(usize, u64, u64) + Sync),
-}
-
-/// One adapter's part as it went.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdapterLog {
-    /// Its submissions in order, on one clock for all adapters: the proof that early adapters run ahead.
-    pub spans: Vec<Span>,
-    /// What was published, fetched and waited for, each kind in order, on the same clock.
-    pub events: Vec<Event>,
-    /// Bytes put on the board.
-    pub published_bytes: u64,
-    /// Bytes taken from the board.
-    pub fetched_bytes: u64,
-}
-
-impl AdapterLog {
-    /// Adds what was seen of a prefill that began `offset` after this one.
-    pub fn join(&mut self, later: Self, offset: Duration) {
-        let at = |time: Duration| time + offset;
-        self.spans.extend(later.spans.into_iter().map(|s| Span { start: at(s.start), end: at(s.end), ..s }));
-        self.events.extend(later.events.into_iter().map(|e| Event { start: at(e.start), end: at(e.end), ..e }));
-        self.published_bytes += later.published_bytes;
-        self.fetched_bytes += later.fetched_bytes;
-    }
-
-    /// Time during which at least one submission was with the device.
-    pub fn busy(&self) -> Duration {
-        trace::on_device(&self.spans).map(|span| span.end - span.start).sum()
-    }
-
-    /// Time without a submission, from the start of the prefill to the adapter's last one.
-    pub fn waited(&self) -> Duration {
-        let ends = std::iter::once(Duration::ZERO).chain(self.spans.iter().map(|s| s.end));
-        self.spans.iter().zip(ends).map(|(span, before)| span.start.saturating_sub(before)).sum()
-    }
 }
 
 /// What a prefill gives.
@@ -182,30 +146,6 @@ fn check_host_memory(needed: u64, available: impl Fn() -> Option<u64>) -> Result
             available,
         }),
         _ => Ok(()),
-    }
-}
-
-/// Ends all threads of a prefill when one of them ends before it is done.
-pub(super) struct StopUnlessDone<'a> {
-    stop: &'a Cancel,
-    armed: bool,
-}
-
-impl<'a> StopUnlessDone<'a> {
-    pub fn new(stop: &'a Cancel) -> Self {
-        Self { stop, armed: true }
-    }
-
-    pub fn done(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for StopUnlessDone<'_> {
-    fn drop(&mut self) {
-        if self.armed {
-            self.stop.cancel();
-        }
     }
 }
 

@@ -274,6 +274,9 @@ mod tests {
             [0.0, 1.0, 1.0, 1.25, 1.5, 1.5, 3.5]
         );
         assert_eq!(curve.at(192.0), 5.5);
+        // Steps: what comes after the last one goes on as the upper half went, not as the last step or the flat before it.
+        let stairs = Curve::new((1..=8).map(|n| (128.0 * f64::from(n), f64::from((n + 1) / 2)))).unwrap();
+        assert_eq!([896.0, 1024.0, 2048.0].map(|n| stairs.at(n)), [4.0, 4.0, 8.0]);
         let mut last = 0.0;
         for n in 0..400 {
             assert!(curve.at(f64::from(n)) >= last);

@@ -3,62 +3,17 @@
 //! It takes submissions in the order in which the worker made them, and says at once when one has ended, so that the worker may submit another while
 //! the rows are being moved.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::kernels::{Kernels, Part};
 use crate::model::Model;
-use crate::model::pace::Work;
 use crate::runahead::experiment::{Sent, ShapedLane};
 use crate::runahead::link::{self, Export};
-use crate::runahead::queue::Meter;
+use crate::runahead::queue::{Flight, Meter};
 use crate::runahead::schedule::Route;
-use crate::runahead::trace::{self, Event, What};
-use crate::runahead::worker::ShareJob;
-
-/// A submission under way, and the rows that can be published once it is done.
-pub struct Flight<K: Kernels> {
-    /// Stage `s` is the attention and MLP of layer `s - 1` and the K/V rows of layer `s`: `exports` belong to layer `s`.
-    pub stage: usize,
-    /// Whether the stage ends with it; a stage that is too long for one submission has several.
-    pub ends_stage: bool,
-    /// When the worker began to hand it over.
-    pub submitted_at: Instant,
-    /// When the device had it.
-    pub queued_at: Instant,
-    /// What it holds.
-    pub work: Work,
-    /// The point in the device's queue.
-    pub point: K::Submitted,
-    /// When its parts ran, where that is wanted.
-    pub timing: Option<K::Timing>,
-    /// Rows to publish.
-    pub exports: Vec<Export<K>>,
-}
-
-/// One submission as it went.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Span {
-    /// The stage: the number of layers done when it has ended.
-    pub stage: usize,
-    /// Whether the stage ended with it.
-    pub ends_stage: bool,
-    /// When it was handed to the device, from the start of the prefill.
-    pub start: Duration,
-    /// When the host saw it done.
-    pub end: Duration,
-}
-
-/// What a courier saw.
-#[derive(Clone, Debug, Default)]
-pub struct CourierLog {
-    /// Every submission, in order.
-    pub spans: Vec<Span>,
-    /// Every piece that was published, in order.
-    pub events: Vec<Event>,
-    /// Bytes put on the board.
-    pub published_bytes: u64,
-}
+use crate::runahead::share::{CourierLog, ShareJob};
+use crate::runahead::trace::{self, Event, Span, What};
 
 /// Runs until the worker drops its end of `flights`. `landed` hears of each submission that has ended; `done` is called with the number of layers
 /// finished.

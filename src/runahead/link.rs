@@ -62,6 +62,12 @@ impl Link {
         }
     }
 
+    /// Where a reader whose rows go this way looks for those of one of its kind.
+    pub const fn wanted(self) -> Wanted {
+        let peer = matches!(self, Link::Cuda);
+        Wanted { host: !peer, peer }
+    }
+
     /// The way that an adapter's rows go now.
     pub fn of<K: Kernels>(kernels: &K) -> Self {
         match (kernels.has_peers(), kernels.copies_beside()) {

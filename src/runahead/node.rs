@@ -15,7 +15,8 @@ use crate::runahead::board::Block;
 use crate::runahead::link::{self, Link};
 use crate::runahead::queue::{Direct, InFlight};
 use crate::runahead::ring::Ring;
-use crate::runahead::worker::{self, Output, ShareJob, ShareLog, Want};
+use crate::runahead::share::{Output, ShareJob, ShareLog, Want};
+use crate::runahead::worker;
 
 /// An adapter with a loaded model; opens any number of sessions.
 pub trait Adapter: Send + Sync {

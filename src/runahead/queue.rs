@@ -8,10 +8,9 @@ use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::model::pace::Work;
 use crate::model::{self, Model, Pace, Recorded};
-use crate::runahead::courier::Flight;
 use crate::runahead::link::Export;
+use crate::runahead::share::ShareJob;
 use crate::runahead::trace::{Event, What};
-use crate::runahead::worker::ShareJob;
 
 /// Submissions in flight: one that runs and one that waits for its turn.
 const IN_FLIGHT: usize = 2;
@@ -20,6 +19,26 @@ const SHORT_IN_FLIGHT: usize = 3;
 
 /// The most submissions that can be under way to a courier.
 pub(super) const CAPACITY: usize = SHORT_IN_FLIGHT;
+
+/// A submission under way, and the rows that can be published once it is done.
+pub struct Flight<K: Kernels> {
+    /// Stage `s` is the attention and MLP of layer `s - 1` and the K/V rows of layer `s`: `exports` belong to layer `s`.
+    pub stage: usize,
+    /// Whether the stage ends with it; a stage that is too long for one submission has several.
+    pub ends_stage: bool,
+    /// When the worker began to hand it over.
+    pub submitted_at: Instant,
+    /// When the device had it.
+    pub queued_at: Instant,
+    /// What it holds.
+    pub work: Work,
+    /// The point in the device's queue.
+    pub point: K::Submitted,
+    /// When its parts ran, where that is wanted.
+    pub timing: Option<K::Timing>,
+    /// Rows to publish.
+    pub exports: Vec<Export<K>>,
+}
 
 /// Whether another submission may follow those in flight; all times in seconds.
 fn has_room(in_flight: &VecDeque<f64>, next_s: f64, limit_s: f64) -> bool {

@@ -6,8 +6,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::kernels::{Part, Work};
-use crate::runahead::chain::AdapterLog;
-use crate::runahead::courier::Span;
 
 /// What an adapter does: its device, where it was timed, and its threads beside submitting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +60,54 @@ pub struct Event {
     pub start: Duration,
     /// From the start of the prefill.
     pub end: Duration,
+}
+
+/// One submission as it went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    /// The stage: the number of layers done when it has ended.
+    pub stage: usize,
+    /// Whether the stage ended with it.
+    pub ends_stage: bool,
+    /// When it was handed to the device, from the start of the prefill.
+    pub start: Duration,
+    /// When the host saw it done.
+    pub end: Duration,
+}
+
+/// One adapter's part as it went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterLog {
+    /// Its submissions in order, on one clock for all adapters: the proof that early adapters run ahead.
+    pub spans: Vec<Span>,
+    /// What was published, fetched and waited for, each kind in order, on the same clock.
+    pub events: Vec<Event>,
+    /// Bytes put on the board.
+    pub published_bytes: u64,
+    /// Bytes taken from the board.
+    pub fetched_bytes: u64,
+}
+
+impl AdapterLog {
+    /// Adds what was seen of a prefill that began `offset` after this one.
+    pub fn join(&mut self, later: Self, offset: Duration) {
+        let at = |time: Duration| time + offset;
+        self.spans.extend(later.spans.into_iter().map(|s| Span { start: at(s.start), end: at(s.end), ..s }));
+        self.events.extend(later.events.into_iter().map(|e| Event { start: at(e.start), end: at(e.end), ..e }));
+        self.published_bytes += later.published_bytes;
+        self.fetched_bytes += later.fetched_bytes;
+    }
+
+    /// Time during which at least one submission was with the device.
+    pub fn busy(&self) -> Duration {
+        on_device(&self.spans).map(|span| span.end - span.start).sum()
+    }
+
+    /// Time without a submission, from the start of the prefill to the adapter's last one.
+    pub fn waited(&self) -> Duration {
+        let ends = std::iter::once(Duration::ZERO).chain(self.spans.iter().map(|s| s.end));
+        self.spans.iter().zip(ends).map(|(span, before)| span.start.saturating_sub(before)).sum()
+    }
 }
 
 /// Submissions as the device ran them: one after another, each from its hand-over or the end of the one before.

@@ -9,111 +9,23 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::cancel::Wait;
+use crate::cancel::{StopUnlessDone, Wait};
 use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
 use crate::model::pace::Work;
 use crate::model::{Batch, KvCache, Model, Scores, Scratch};
-use crate::runahead::board::{Arrival, Block, Board};
-use crate::runahead::chain::StopUnlessDone;
-use crate::runahead::courier::{self, CourierLog};
-use crate::runahead::experiment::{Experiment, Sent, ShapedLane};
+use crate::runahead::board::{Arrival, Block};
+use crate::runahead::courier;
+use crate::runahead::experiment::{Sent, ShapedLane};
 use crate::runahead::link::{self, Export};
 use crate::runahead::queue::{self, Direct, InFlight, Queue};
 use crate::runahead::ring::Ring;
-use crate::runahead::schedule::{Mask, Schedule};
+use crate::runahead::schedule::Mask;
+use crate::runahead::share::{Output, RowsOut, ShareJob, ShareLog, Want};
 use crate::runahead::trace::{Event, What};
-use crate::runahead::turn::Turn;
-
-/// What is wanted of a row that went through the whole model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// The token with the largest logit, found on the device.
-    Token,
-    /// Its logits.
-    Logits,
-}
-
-/// Which rows are taken past the last layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowsOut {
-    /// None: the share ends with the K/V rows of the last layer.
-    None,
-    /// The last row.
-    Last(Want),
-    /// All rows: their logits.
-    All,
-}
-
-/// What a share gives beside the K/V rows.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Output {
-    /// Nothing ([`RowsOut::None`]).
-    None,
-    /// The token with the largest logit ([`Want::Token`]).
-    Token(u32),
-    /// The last row's logits `[vocab]` ([`Want::Logits`]).
-    LastLogits(Vec<f32>),
-    /// Logits `[rows, vocab]` ([`RowsOut::All`]).
-    Logits(Vec<f32>),
-}
-
-impl Output {
-    /// This and what rows behind it gave: their logits behind these, or what they gave alone.
-    pub fn join(self, later: Self) -> Self {
-        match (self, later) {
-            (Output::Logits(mut logits), Output::Logits(later)) => {
-                logits.extend(later);
-                Output::Logits(logits)
-            }
-            (_, later) => later,
-        }
-    }
-}
-
-/// One adapter's part of a prefill.
-pub struct ShareJob<'a> {
-    /// What everybody does.
-    pub schedule: &'a Schedule,
-    /// Which adapter this is.
-    pub me: usize,
-    /// All tokens of the schedule, from position `schedule.past` on.
-    pub tokens: &'a [u32],
-    /// What to compute beyond K/V rows.
-    pub rows_out: RowsOut,
-    /// Where rows change hands.
-    pub board: &'a Board,
-    /// This adapter's mailbox.
-    pub arrivals: flume::Receiver<Arrival>,
-    /// What slows this run down on purpose.
-    pub experiment: &'a Experiment,
-    /// To be had before the device may work, where others work on it and an experiment slows one of them.
-    pub turn: Option<&'a Turn>,
-    /// Whether the device writes down when it worked on products and when on attention.
-    pub timed: bool,
-    /// Cancel and limits.
-    pub wait: Wait,
-    /// The start of the prefill.
-    pub started: Instant,
-    /// Called with the number of token-layers done so far.
-    pub progress: &'a (dyn Fn(u64) + Sync),
-}
-
-/// What a worker saw.
-#[derive(Clone, Debug)]
-pub struct ShareLog {
-    /// The share's result.
-    pub output: Output,
-    /// Submissions and published bytes.
-    pub courier: CourierLog,
-    /// What the worker fetched, and when it waited for that, in order.
-    pub events: Vec<Event>,
-    /// Bytes taken from the board.
-    pub fetched_bytes: u64,
-}
 
 /// What a share is and where it is computed: all that stays the same while it runs.
 struct Share<'a, K: Kernels> {

@@ -20,7 +20,7 @@ use runahead::runahead::node::{Adapter, Loaded, Node};
 use runahead::runahead::partition::Split;
 use runahead::runahead::pool::HostPool;
 use runahead::runahead::schedule::Schedule;
-use runahead::runahead::worker::{Output, RowsOut, ShareJob, ShareLog, Want};
+use runahead::runahead::share::{Output, RowsOut, ShareJob, ShareLog, Want};
 use runahead::weights::ModelFiles;
 
 use super::kernels::wgsl::shared;

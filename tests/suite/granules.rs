@@ -50,7 +50,7 @@ fn compare_on(
     op: impl Fn(&Wgsl, &mut <Wgsl as Kernels>::Recording, &Tensor, &Tensor, Range<usize>),
 ) {
     let row_bytes = out_scalar.bytes() * out_width;
-    let held = round_up(ROWS + 40, k.row_tile());
+    let held = round_up(ROWS + 40, k.row_multiple());
     let run = |rows: Range<usize>, at: usize| {
         let mut placed = vec![f32::NAN; held * in_width];
         placed[at * in_width..(at + rows.len()) * in_width]
@@ -306,7 +306,7 @@ impl Case {
         for piece in pieces {
             let rows = at..at + piece.len();
             let width = dims.qkv_width();
-            let mut placed = vec![f32::NAN; round_up(rows.end + 1, k.row_tile()) * width];
+            let mut placed = vec![f32::NAN; round_up(rows.end + 1, k.row_multiple()) * width];
             placed[rows.start * width..rows.end * width].copy_from_slice(&qkv[piece.start * width..piece.end * width]);
             let qkv = tensor_from_f32(k, k.activation(), &placed);
             let out = k.tensor("out", k.activation(), (rows.end + 1) * dims.q_width()).unwrap();

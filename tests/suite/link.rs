@@ -320,7 +320,7 @@ fn rows_that_are_timed_come_back_as_they_were() {
         node.write_rows(1, rows, &bytes).unwrap();
         // Twice, so that the second time goes by memory that the first one left.
         for part in [rows, Piece::new(50, 60)] {
-            let mut block = Block::on_trial(part, node.row_bytes(), node.link(), &pool).unwrap();
+            let mut block = Block::on_trial(part, node.row_bytes(), node.link().wanted(), &pool).unwrap();
             let took = node.time_link(1, &mut block, &wait()).unwrap();
             assert!(took.iter().all(|way| *way > Duration::ZERO), "{what}: {took:?}");
             let (held, k, v) = block.part(part);

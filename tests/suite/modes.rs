@@ -10,9 +10,9 @@ use runahead::runahead::cost::{AdapterCost, CostModel, Curve};
 use runahead::runahead::node::Node;
 use runahead::runahead::partition::Split;
 use runahead::runahead::schedule::{Mask, Schedule};
+use runahead::runahead::share::{Output, RowsOut, Want};
 use runahead::runahead::simulate::simulate;
 use runahead::runahead::trace::{self, What};
-use runahead::runahead::worker::{Output, RowsOut, Want};
 
 use super::chain::{cpu_node, reference, run_schedule, tokens};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use runahead::cancel::Cancel;
-use runahead::engine::{CalibrateOptions, CalibrateStep, DeviceId, Engine};
+use runahead::engine::{CalibrateOptions, CalibrateStep, DeviceId, Engine, devices};
 use runahead::error::{Error, Result};
 use runahead::runahead::auto::{Choice, Task, choose};
 use runahead::runahead::cost::{CostModel, Curve, Lane, Rates, Shape};
@@ -410,4 +410,30 @@ fn a_cancelled_calibration_keeps_what_it_found() {
     }
     // Before the costs are known there is nothing to keep.
     assert!(matches!(engine.calibrate(&options, &mut |_| {}), Err(Error::Cancelled)));
+}
+
+#[test]
+fn a_calibration_times_every_number_of_whole_tiles() {
+    let gpu = DeviceId::Gpu(0);
+    let tile = devices().into_iter().find(|d| d.id == gpu).expect("a GPU, if only a software one").tile_rows;
+    assert!(tile > 1);
+    let context = 3 * tile + 8;
+    // Chunks of one pass alone are timed.
+    for (most, longest) in [(usize::MAX, context), (2 * tile, 2 * tile)] {
+        let builder = Engine::builder(super::chain::reference("llama-gqa-tied")).unwrap().devices([gpu]);
+        let engine = builder.context(context).max_share(most).open().unwrap();
+        let mut timed = Vec::new();
+        let options = CalibrateOptions { contexts: vec![context], repetitions: 1 };
+        let calibration = engine.calibrate(&options, &mut |step| {
+            if let CalibrateStep::Timed { prefix: 0, tokens, .. } = step {
+                timed.push(tokens);
+            }
+        });
+        let costs = calibration.unwrap().costs.adapters.remove(0);
+        assert!((1..=3).map(|n| n * tile).all(|n| timed.contains(&n) == (n <= longest)), "{tile}: {timed:?}");
+        assert!(timed.iter().all(|&n| n <= longest), "{timed:?}");
+        assert_eq!(costs.tile_rows, tile);
+        let points: Vec<(f64, f64)> = costs.rest.into();
+        assert!((1..=longest / tile).all(|n| points.iter().any(|p| p.0 == (n * tile) as f64)), "{points:?}");
+    }
 }

@@ -12,8 +12,8 @@ use runahead::error::Error;
 use runahead::model::Slots;
 use runahead::runahead::node::Node;
 use runahead::runahead::schedule::Schedule;
+use runahead::runahead::share::{Output, RowsOut};
 use runahead::runahead::trace::{self, What};
-use runahead::runahead::worker::{Output, RowsOut};
 
 use super::chain::{cpu_node_with, reference, run_schedule, tokens};
 use DeviceId::Gpu;

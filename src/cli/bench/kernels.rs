@@ -226,7 +226,7 @@ impl Bench<'_> {
     }
 
     fn zeros(&self, label: &str, scalar: Scalar, rows: usize, width: usize) -> Result<Tensor> {
-        self.k.tensor(label, scalar, rows.next_multiple_of(self.k.row_tile()) * width)
+        self.k.tensor(label, scalar, rows.next_multiple_of(self.k.row_multiple()) * width)
     }
 
     /// A matrix whose blocks are all the same; what is in it changes no time.

@@ -132,17 +132,17 @@ fn prefill(
 ) -> runahead::Result<PrefillReport> {
     if depth > 0 {
         let before = Options { max_tokens: 1, mode, ..Options::default() };
-        session.generate(&ids(engine, depth, !seed), &before)?;
+        session.generate(&engine.config().any_tokens(depth, !seed), &before)?;
     }
     let options = Options { max_tokens: 1, mode, split: split.clone(), ..Options::default() };
-    let report = session.generate(&ids(engine, prompt, seed), &options)?.report().clone();
+    let report = session.generate(&engine.config().any_tokens(prompt, seed), &options)?.report().clone();
     Ok(report)
 }
 
 /// Tokens per second behind `depth` tokens, or behind one where there are none: something has to come before the first.
 fn decode(session: &mut Session, engine: &Engine, tokens: usize, depth: usize, seed: u64) -> Result<f64, Failure> {
     let options = Options { max_tokens: tokens + 1, mode: Mode::Single, stop_at_end: false, ..Options::default() };
-    let ids = ids(engine, depth.max(1), seed);
+    let ids = engine.config().any_tokens(depth.max(1), seed);
     let mut generation = session.generate(&ids, &options)?;
     // The first token is the prefill's.
     generation.next().transpose()?;
@@ -153,18 +153,4 @@ fn decode(session: &mut Session, engine: &Engine, tokens: usize, depth: usize, s
         }
     }
     Ok(tokens as f64 / started.elapsed().as_secs_f64())
-}
-
-/// Token ids without a pattern, others for each seed.
-fn ids(engine: &Engine, n: usize, seed: u64) -> Vec<u32> {
-    let vocab = engine.config().vocab as u64;
-    // Marsaglia's xorshift; its state must not be 0.
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (((state >> 32) * vocab) >> 32) as u32
-    };
-    (0..n).map(|_| next()).collect()
 }

@@ -5,14 +5,12 @@ use std::ops::Range;
 use super::product::columns;
 use super::rows::soft_bound;
 use super::simd::Tile;
-use super::tensor::{Floats, Tensor};
+use super::tensor::{Floats, KEY_BLOCK, Tensor, expect_heads};
 use super::{Context, Scratch};
 use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::kernels::{self, HeadDims, ScoreRules};
 
-/// Keys that are decoded together. Blocks begin at multiples of it, counted from key 0, whatever rows are computed.
-pub(super) const KEY_BLOCK: usize = 64;
 /// Query rows times heads of a group that share a decoded block.
 const QUERY_BLOCK: usize = 96;
 /// Keys that are worth a split of their own when one row is computed.
@@ -45,20 +43,6 @@ struct Cache<'a> {
     v: Floats<'a>,
     /// `[heads, keys]`, see [`kernels::Attention::bias`].
     bias: Option<&'a [f32]>,
-}
-
-/// An error unless the heads fit together.
-pub(super) fn expect_heads(tensor: &Tensor, dims: HeadDims) -> Result<()> {
-    let n = dims.heads.checked_mul(2).and_then(|n| n.checked_add(dims.heads)); // kv_heads is at most heads
-    let sane = dims.heads > 0 && dims.kv_heads > 0 && dims.head_dim > 0;
-    if !sane
-        || !dims.heads.is_multiple_of(dims.kv_heads)
-        || !dims.head_dim.is_multiple_of(4)
-        || n.and_then(|n| n.checked_mul(dims.head_dim.checked_add(2)?)).is_none()
-    {
-        return Err(tensor.fault(format_args!("{dims:?}")));
-    }
-    Ok(())
 }
 
 /// An error unless window, soft-cap and bias make sense for `keys` keys.

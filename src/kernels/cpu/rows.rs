@@ -5,9 +5,8 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 
 use super::Context;
-use super::attention::expect_heads;
 use super::matrix::Matrix;
-use super::tensor::{Storage, Tensor};
+use super::tensor::{Storage, Tensor, expect_heads};
 use crate::config::{NormKind, RopePairs};
 use crate::dtype::Scalar;
 use crate::error::{Error, Result};

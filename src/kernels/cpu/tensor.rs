@@ -5,9 +5,10 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::dtype::{Dtype, Scalar};
 use crate::error::{Error, Result};
-use crate::kernels::cache_holds;
+use crate::kernels::{HeadDims, cache_holds};
 
-use super::attention::KEY_BLOCK;
+/// Keys that are decoded together. Blocks begin at multiples of it, counted from key 0, whatever rows are computed.
+pub(super) const KEY_BLOCK: usize = 64;
 
 /// A flat array of scalars in host memory. Clones share it.
 #[derive(Clone, Debug)]
@@ -170,4 +171,18 @@ impl Storage {
             Storage::U32(v) => bytemuck::cast_slice_mut(v),
         }
     }
+}
+
+/// An error unless the heads fit together.
+pub(super) fn expect_heads(tensor: &Tensor, dims: HeadDims) -> Result<()> {
+    let n = dims.heads.checked_mul(2).and_then(|n| n.checked_add(dims.heads)); // kv_heads is at most heads
+    let sane = dims.heads > 0 && dims.kv_heads > 0 && dims.head_dim > 0;
+    if !sane
+        || !dims.heads.is_multiple_of(dims.kv_heads)
+        || !dims.head_dim.is_multiple_of(4)
+        || n.and_then(|n| n.checked_mul(dims.head_dim.checked_add(2)?)).is_none()
+    {
+        return Err(tensor.fault(format_args!("{dims:?}")));
+    }
+    Ok(())
 }

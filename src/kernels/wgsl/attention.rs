@@ -9,9 +9,6 @@ use crate::error::Result;
 use crate::gpu::{Binding, Recording, ShaderSpec};
 use crate::kernels::{Attention, ScoreRules};
 
-/// Keys that pass through workgroup memory together, counted from key 0; as in the shader.
-pub(super) const KEY_TILE: usize = 32;
-
 /// Rows of a workgroup; as in the shader.
 const ROWS: u32 = 16;
 

@@ -1,11 +1,11 @@
 //! Products of one row with a weight matrix, for decoding.
 
 use super::matrix::Part;
-use super::matvec_bytes;
 use super::product::{Types, bindings, check, params, parts};
 use super::tensor::Args;
 use super::unroll::unroll;
 use super::{Kernel, Wgsl, enables};
+use super::{matvec_bytes, norm};
 use crate::config::NormKind;
 use crate::dtype::{Dtype, Scalar};
 use crate::error::Result;
@@ -51,7 +51,7 @@ impl Variant {
         let normed = if self.normed.is_some() { " normed" } else { "" };
         let half = if types.out == Scalar::F16 { types.out } else { types.x };
         let mut parts = parts(types, weight, epilogue, bias);
-        let (norm, overrides) = norm_of(self.normed);
+        let (norm, overrides) = norm::on_the_way(self.normed);
         parts.push(norm);
         ShaderSpec {
             name: format!(
@@ -72,17 +72,6 @@ impl Variant {
             overrides,
             checked: false,
         }
-    }
-}
-
-/// The part by which a row is normed on its way into a product, or taken as it is, and its overrides.
-pub(super) fn norm_of(normed: Option<u32>) -> (&'static str, Vec<(&'static str, f64)>) {
-    match normed {
-        Some(bits) => {
-            let eps = ("EPS", f64::from(f32::from_bits(bits)));
-            (include_str!("../../../shaders/lib/matvec_normed.wgsl"), vec![eps])
-        }
-        None => (include_str!("../../../shaders/lib/matvec_plain.wgsl"), Vec::new()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Products of one row with quantised weights in integers, where activations are f16: the variant of [`matvec`](super::matvec) for devices whose subgroups
 //! have a known size.
 
-use super::matvec::norm_of;
+use super::norm;
 use super::product::{Types, parts};
 use super::subgroups::Subgroups;
 use super::unroll::unroll;
@@ -82,7 +82,7 @@ impl Variant {
         let half = if types.out == Scalar::F16 { types.out } else { types.x };
         let mut parts = parts(types, weight, epilogue, bias);
         parts.extend(part(weight).unwrap_or_default());
-        let (norm, overrides) = norm_of(normed);
+        let (norm, overrides) = norm::on_the_way(normed);
         parts.push(norm);
         ShaderSpec {
             name: format!(

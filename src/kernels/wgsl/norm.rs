@@ -102,3 +102,14 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Norm<'_, Wgsl>) -
         [Some(op.x), Some(op.weight), op.bias, Some(op.out)].into_iter().flatten().map(Tensor::binding).collect();
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, args.grid(rows, kernels.max_groups())?)
 }
+
+/// The part by which a row is normed on its way into a product, or taken as it is, and its overrides.
+pub(super) fn on_the_way(normed: Option<u32>) -> (&'static str, Vec<(&'static str, f64)>) {
+    match normed {
+        Some(bits) => {
+            let eps = ("EPS", f64::from(f32::from_bits(bits)));
+            (include_str!("../../../shaders/lib/matvec_normed.wgsl"), vec![eps])
+        }
+        None => (include_str!("../../../shaders/lib/matvec_plain.wgsl"), Vec::new()),
+    }
+}

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use super::attention::KEY_TILE;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::{Error, Result};
 use crate::gpu::{Binding, Buffer};
 use crate::kernels::{HeadDims, cache_holds};
+
+/// Keys that pass through workgroup memory together in attention, counted from key 0; as in the shaders.
+pub(super) const KEY_TILE: usize = 32;
 
 /// Scalars on the device. Clones share the memory.
 #[derive(Clone, Debug)]

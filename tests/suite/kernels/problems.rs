@@ -23,7 +23,7 @@ const CACHES: [Scalar; 2] = [Scalar::F16, Scalar::F32];
 
 /// Rows of an activation tensor that has a guard row before (where `first > 0`) and after the named rows.
 pub fn activation_rows<K: Kernels>(k: &K, first: usize, rows: usize) -> usize {
-    round_up(first + rows + 1, k.row_tile())
+    round_up(first + rows + 1, k.row_multiple())
 }
 
 /// Rows of a cache that holds `tokens` and a guard row.

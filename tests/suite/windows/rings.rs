@@ -64,9 +64,9 @@ impl<K: Kernels> Rings<'_, K> {
         };
         for n in PIECES {
             let mut content = all[position * width..(position + n) * width].to_vec();
-            content.resize(round_up(n, k.row_tile()) * width, 0.0);
+            content.resize(round_up(n, k.row_multiple()) * width, 0.0);
             let qkv = tensor_from_f32(k, a, &content);
-            let result = k.tensor("out", a, round_up(n, k.row_tile()) * dims.q_width()).unwrap();
+            let result = k.tensor("out", a, round_up(n, k.row_multiple()) * dims.q_width()).unwrap();
             let mut rec = rope(&qkv, n, position);
             let attention = Attention {
                 qkv: &qkv,
@@ -88,9 +88,9 @@ impl<K: Kernels> Rings<'_, K> {
             position += n;
         }
         let mut content = all[position * width..].to_vec();
-        content.resize(round_up(1, k.row_tile()) * width, 0.0);
+        content.resize(round_up(1, k.row_multiple()) * width, 0.0);
         let qkv = tensor_from_f32(k, a, &content);
-        let result = k.tensor("out", a, round_up(1, k.row_tile()) * dims.q_width()).unwrap();
+        let result = k.tensor("out", a, round_up(1, k.row_multiple()) * dims.q_width()).unwrap();
         let partial = k.tensor("partial", Scalar::F32, k.decode_splits() * dims.heads * (dims.head_dim + 2)).unwrap();
         let mut rec = rope(&qkv, 1, position);
         let (qkv, v, rules) = (&qkv, &values, self.rules);
@@ -152,8 +152,8 @@ fn rings_that_are_too_short_are_refused() {
     fn check<K: Kernels>(k: &K) {
         let dims = HeadDims { heads: 2, kv_heads: 1, head_dim: 16 };
         let tile = k.key_tile();
-        let qkv = k.tensor("qkv", k.activation(), k.row_tile() * 8 * dims.qkv_width()).unwrap();
-        let out = k.tensor("out", k.activation(), k.row_tile() * 8 * dims.q_width()).unwrap();
+        let qkv = k.tensor("qkv", k.activation(), k.row_multiple() * 8 * dims.qkv_width()).unwrap();
+        let out = k.tensor("out", k.activation(), k.row_multiple() * 8 * dims.q_width()).unwrap();
         let accepts = |rows: usize, window: usize, n: usize| {
             let cache = [(); 2].map(|()| k.tensor("cache", Scalar::F16, rows * dims.kv_width()).unwrap());
             let rules = ScoreRules { window: Some(window), soft_cap: None };
