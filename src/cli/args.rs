@@ -81,6 +81,18 @@ pub struct SplitArgs {
     pub split: Split,
 }
 
+/// A chain that takes whole prompts, and how it works.
+#[derive(Debug, clap::Args)]
+pub struct ChainArgs {
+    /// Adapters of the chain, as in `generate`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Vec<DeviceId>,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
 /// What the cache holds.
 #[derive(Debug, clap::Args)]
 pub struct KvArgs {

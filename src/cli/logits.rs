@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use runahead::cancel::Cancel;
-use runahead::engine::{DeviceId, Options};
+use runahead::engine::Options;
 use runahead::error::Error;
 use safetensors::tensor::{Dtype, SafeTensorError, TensorView};
 
-use super::args::{EngineArgs, ModelArgs, SplitArgs, TokensArgs};
+use super::args::{ChainArgs, ModelArgs, TokensArgs};
 use super::failure::Failure;
 use super::input;
 use super::new_file::NewFile;
@@ -21,13 +21,8 @@ pub struct LogitsArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub tokens: TokensArgs,
-    /// Adapters of the chain, as in `generate`
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub devices: Vec<DeviceId>,
     #[command(flatten)]
-    pub split: SplitArgs,
-    #[command(flatten)]
-    pub engine: EngineArgs,
+    pub chain: ChainArgs,
     /// A safetensors file, to hold `logits` [tokens, vocabulary] in f32
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -38,14 +33,14 @@ pub fn run(args: &LogitsArgs, cancel: &Cancel) -> Result<(), Failure> {
     let ids = input::read_ids(&args.tokens, cancel)?;
     let files = open::files(&args.model)?;
     let ids = input::check_ids(ids, &files)?;
-    let devices = open::named_or_default(&args.devices);
-    let lengths = args.split.split.lengths(0, ids.len(), devices.len())?;
+    let devices = open::named_or_default(&args.chain.devices);
+    let lengths = args.chain.split.split.lengths(0, ids.len(), devices.len())?;
     let context = open::context_for(&files, ids.len(), 0)?;
     // Before the work: a folder that cannot be written would waste it.
     let out = NewFile::begin(&args.out)?;
 
-    let (engine, bars) = open::plainly(files, &devices, &args.engine, context, cancel)?;
-    let options = Options { split: args.split.split.clone(), ..Options::default() };
+    let (engine, bars) = open::plainly(files, &devices, &args.chain.engine, context, cancel)?;
+    let options = Options { split: args.chain.split.split.clone(), ..Options::default() };
     let logits = engine.session()?.logits(&ids, &options);
     bars.clear();
     let logits = logits?;

@@ -6,11 +6,11 @@
 use std::path::PathBuf;
 
 use runahead::cancel::Cancel;
-use runahead::engine::{DeviceId, Options, Session};
+use runahead::engine::{Options, Session};
 use runahead::error::Error;
 use serde::Serialize;
 
-use super::args::{EngineArgs, ModelArgs, SplitArgs};
+use super::args::{ChainArgs, ModelArgs};
 use super::failure::Failure;
 use super::{input, open, output};
 
@@ -38,13 +38,8 @@ pub struct PerplexityArgs {
     /// Tokens of a window; those of its second half count
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = window)]
     pub window: usize,
-    /// Adapters of the chain, as in `generate`
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub devices: Vec<DeviceId>,
     #[command(flatten)]
-    pub split: SplitArgs,
-    #[command(flatten)]
-    pub engine: EngineArgs,
+    pub chain: ChainArgs,
     /// JSON instead of a line
     #[arg(long)]
     pub json: bool,
@@ -68,10 +63,10 @@ pub fn run(args: &PerplexityArgs, cancel: &Cancel) -> Result<(), Failure> {
             ids.len()
         )));
     }
-    let devices = open::named_or_default(&args.devices);
-    let (engine, bars) = open::plainly(files, &devices, &args.engine, window, cancel)?;
+    let devices = open::named_or_default(&args.chain.devices);
+    let (engine, bars) = open::plainly(files, &devices, &args.chain.engine, window, cancel)?;
     let mut session = engine.session()?;
-    let options = Options { split: args.split.split.clone(), ..Options::default() };
+    let options = Options { split: args.chain.split.split.clone(), ..Options::default() };
     let mut losses = Vec::new();
     for ids in ids.chunks_exact(window) {
         losses.extend(self::losses(&mut session, ids, &options)?);
