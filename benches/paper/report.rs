@@ -140,7 +140,8 @@ fn over_context(cells: &[Cell]) -> Vec<Panel> {
                 points.entry(c.way.clone()).or_default().push((c.prompt as f64, c.ttft_ms));
             }
         }
-        Panel { title: format!("{shape}, {n} adapters, {network}, link {link}"), series: series(points) }
+        let title = format!("{shape}, {n} adapters, {network}, link {link}");
+        Panel { title, series: series(points), calculated: Vec::new() }
     };
     places.into_iter().map(panel).collect()
 }
@@ -154,24 +155,26 @@ fn over_adapters(out: &Path, cells: &[Cell]) -> Result<Vec<Panel>> {
         let measured = cells.iter().filter(here).filter(|c| c.n > 1).map(|c| c.prompt);
         let Some(prompt) = measured.clone().filter(|&p| p <= COMPARED).max().or(measured.min()) else { continue };
         let mut points: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        let mut calculated: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
         let alone = single(cells, shape, prompt);
         for c in cells.iter().filter(here).filter(|c| c.prompt == prompt && c.n > 1) {
             let n = c.n as f64;
             points.entry(c.way.clone()).or_default().push((n, c.ttft_ms));
             if c.way == "runahead, searched" {
-                points.entry("that, predicted".to_owned()).or_default().push((n, c.predicted_ms));
+                calculated.entry("as expected of the searched cut".to_owned()).or_default().push((n, c.predicted_ms));
             }
         }
         let counts: BTreeSet<usize> = cells.iter().filter(here).map(|c| c.n).collect();
         for n in counts {
             if let Some(ms) = bound_ms(out, shape, n, prompt as usize)? {
-                points.entry("bound: transfers free".to_owned()).or_default().push((n as f64, ms));
+                calculated.entry("bound: transfers free".to_owned()).or_default().push((n as f64, ms));
             }
         }
         // All ways are one on one adapter.
-        points.values_mut().for_each(|line| line.extend(alone.map(|ms| (1.0, ms))));
-        plots
-            .push(Panel { title: format!("{shape}, {prompt} tokens, {network}, link {link}"), series: series(points) });
+        let all = points.values_mut().chain(calculated.values_mut().filter(|line| line.iter().all(|p| p.0 > 1.0)));
+        all.for_each(|line| line.extend(alone.map(|ms| (1.0, ms))));
+        let title = format!("{shape}, {prompt} tokens, {network}, link {link}");
+        plots.push(Panel { title, series: series(points), calculated: series(calculated) });
     }
     Ok(plots)
 }

@@ -81,7 +81,7 @@ fn panels(lines: &[Line]) -> Vec<Panel> {
         let name = if l.mode == "single" { l.mode.to_owned() } else { format!("{}, {}", l.mode, l.split) };
         let point = (l.context as f64, l.ttft_ms);
         if panels.last().is_none_or(|panel| panel.title != title) {
-            panels.push(Panel { title, series: Vec::new() });
+            panels.push(Panel { title, series: Vec::new(), calculated: Vec::new() });
         }
         let Some(panel) = panels.last_mut() else { continue };
         match panel.series.iter_mut().find(|series| series.name == name) {
