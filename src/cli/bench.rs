@@ -159,8 +159,8 @@ impl Bench<'_> {
             Cut::Fixed(split) => Ok(split.clone()),
             Cut::Searched => {
                 let guess = self.setup.lengths(mode, &Cut::Searched, n, at)?;
-                let tiles = self.setup.chain_costs()?.tiles(mode.n_pieces(n));
-                let found = measure::searched(engine, mode, (*prompt, depth), (guess, &tiles), self.cancel)?;
+                let costs = self.setup.chain_costs()?;
+                let found = measure::searched(engine, mode, (*prompt, depth), (guess, &costs), self.cancel)?;
                 self.searched.entry((mode.name(), depth)).or_default().insert(*prompt, found.clone());
                 Ok(Split::Given(found))
             }

@@ -351,7 +351,7 @@ impl Bench<'_> {
         }
         let mut session = self.engine.session()?;
         let guess = search_simulated(Mode::Runahead, costs, 0, context, self.engine.config().n_layers)?.lengths;
-        let problem = Problem::measured((0, context), n, guess, &costs.tiles(n));
+        let problem = Problem::measured((0, context), n, guess, costs);
         let mut objective = |lengths: &[usize]| {
             let split = Split::Given(lengths.to_vec());
             self.ttft(

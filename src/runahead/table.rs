@@ -21,8 +21,6 @@ use crate::runahead::search::{balanced, best_nearby};
 const FORMAT: u32 = 1;
 /// No adapter is predicted to have a smaller share; one granule it has in any case.
 const LEAST_SHARE: f64 = 1e-3;
-/// Costs that fit what was timed so well are taken for measured; estimates are far from it.
-const KNOWN: f64 = 0.15;
 /// Tiles by which a cut moves at most to where the costs want it.
 const REACH: usize = 2;
 /// No table is as long as this; a file that is longer is none.
@@ -248,8 +246,7 @@ pub fn predict(partitions: &[&[usize]], costs: &CostModel, past: usize, len: usi
     let lengths = weighted(past, len, &shares);
     let costs = costs.last(lengths.len());
     let lengths = in_tiles(past, &lengths, &costs.tiles(lengths.len()));
-    let known = costs.adapters.iter().all(|a| a.fit_error <= KNOWN);
-    Some(if known { best_nearby(&costs, past, &lengths, REACH) } else { lengths })
+    Some(if costs.is_measured() { best_nearby(&costs, past, &lengths, REACH) } else { lengths })
 }
 
 /// The partitions on both sides of a length, and how far it is from the first to the second.

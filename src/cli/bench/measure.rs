@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use runahead::cancel::Cancel;
 use runahead::engine::{Engine, Mode, Options, PrefillReport, Session};
+use runahead::runahead::cost::CostModel;
 use runahead::runahead::partition::Split;
 use runahead::runahead::search::{Problem, search};
 
@@ -98,12 +99,12 @@ pub fn searched(
     engine: &Engine,
     mode: Mode,
     (prompt, depth): (usize, usize),
-    (guess, tiles): (Vec<usize>, &[usize]),
+    (guess, costs): (Vec<usize>, &CostModel),
     cancel: &Cancel,
 ) -> Result<Vec<usize>, Failure> {
     let mut session = engine.session()?;
     let n_pieces = mode.n_pieces(engine.adapters().count());
-    let problem = Problem::measured((depth, prompt), n_pieces, guess, tiles);
+    let problem = Problem::measured((depth, prompt), n_pieces, guess, costs);
     let mut ttft = |lengths: &[usize]| {
         session.clear();
         let split = Split::Given(lengths.to_vec());
