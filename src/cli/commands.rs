@@ -1,4 +1,4 @@
-//! The commands.
+//! The whole command line: every command by its name. Its arguments stand in the command's own module.
 
 use clap::{Parser, Subcommand};
 

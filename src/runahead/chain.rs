@@ -181,12 +181,7 @@ fn gather(schedule: &Schedule, logs: Vec<Result<ShareLog>>, cancel: &Cancel, boa
                 }
             }
         }
-        adapters.push(AdapterLog {
-            spans: share.courier.spans,
-            events: share.courier.events.into_iter().chain(share.events).collect(),
-            published_bytes: share.courier.published_bytes,
-            fetched_bytes: share.fetched_bytes,
-        });
+        adapters.push(share.log);
     }
     pieces_of_logits.sort_by_key(|(p, _)| *p);
     let logits = || Output::Logits(pieces_of_logits.into_iter().flat_map(|(_, rows)| rows).collect());

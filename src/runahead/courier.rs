@@ -12,10 +12,10 @@ use crate::runahead::experiment::{Sent, ShapedLane};
 use crate::runahead::link::{self, Export};
 use crate::runahead::queue::{Flight, Meter};
 use crate::runahead::schedule::Route;
-use crate::runahead::share::{CourierLog, ShareJob};
-use crate::runahead::trace::{self, Event, Span, What};
+use crate::runahead::share::ShareJob;
+use crate::runahead::trace::{self, AdapterLog, Event, Span, What};
 
-/// Runs until the worker drops its end of `flights`. `landed` hears of each submission that has ended; `done` is called with the number of layers
+/// Runs until the worker drops its end of `flights`; gives what it saw, which is all but what the worker does itself. `landed` hears of each submission that has ended; `done` is called with the number of layers
 /// finished.
 ///
 /// # Errors
@@ -26,9 +26,9 @@ pub fn run<K: Kernels>(
     flights: &flume::Receiver<Flight<K>>,
     landed: flume::Sender<()>,
     done: &dyn Fn(usize),
-) -> Result<CourierLog> {
+) -> Result<AdapterLog> {
     let (meter, lane) = (Meter::default(), job.experiment.down(job.me));
-    let mut courier = Courier { model, job, meter, landed, lane, log: CourierLog::default(), timed: Vec::new() };
+    let mut courier = Courier { model, job, meter, landed, lane, log: AdapterLog::default(), timed: Vec::new() };
     // A worker that waits for other adapters may send nothing for longer than any one wait's limit.
     while let Some(flight) = job.wait.recv_patiently(flights)? {
         let done_stage = flight.ends_stage.then_some(flight.stage);
@@ -47,7 +47,7 @@ struct Courier<'a, K: Kernels> {
     meter: Meter,
     landed: flume::Sender<()>,
     lane: Option<ShapedLane>,
-    log: CourierLog,
+    log: AdapterLog,
     /// Submissions whose parts were timed.
     timed: Vec<(Span, Vec<Part>)>,
 }

@@ -134,8 +134,11 @@ impl<'a, K: Kernels> Queue<'a, K> {
             self.in_flight.pop_front();
         }
         let submitted_at = Instant::now();
-        let turn = self.job.turn.map(|turn| turn.take(wait)).transpose()?;
-        let began = Instant::now();
+        let (turn, began) = match self.job.turn.map(|turn| (turn, turn.try_take())) {
+            None => (None, submitted_at),
+            Some((_, Some(held))) => (Some(held), submitted_at),
+            Some((turn, None)) => (Some(turn.take(wait)?), Instant::now()),
+        };
         let point = self.kernels.submit(rec, wait)?;
         let queued_at = Instant::now();
         if turn.is_some() {

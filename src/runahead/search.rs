@@ -5,7 +5,6 @@
 //! are as good is taken, which says more of other lengths than the one that luck put first.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 
 use crate::cancel::Cancel;
 use crate::dims::{GRANULE, round_up};
@@ -67,7 +66,7 @@ impl Problem {
     /// For an objective that runs a prefill of `len` tokens behind `past` and measures it, beginning with what the simulator takes for the best by these costs.
     /// Where products have tiles of several rows, and each piece of the guess several of them, what is tried beside the even cut lies between whole
     /// ones: others are never faster, and of 8,192 tokens of Llama-2-7B on two H200 one took 332 ms where the tiles' best took 316.
-    pub fn measured((past, len): (usize, usize), n_pieces: usize, guess: Vec<usize>, costs: &CostModel) -> Self {
+    pub fn measured(past: usize, len: usize, n_pieces: usize, guess: Vec<usize>, costs: &CostModel) -> Self {
         let (granules, tiles) = (n_granules(past, len), costs.tiles(n_pieces));
         let guess = in_tiles(past, &guess, &tiles);
         let tile = tiles.iter().max().map_or(1, |&rows| rows.max(1));
@@ -143,44 +142,28 @@ pub fn search_simulated(mode: Mode, costs: &CostModel, past: usize, len: usize, 
 /// Layers that are simulated to compare cuts: enough for a chain of eight adapters to fill and to show its slowest one.
 const COMPARED_LAYERS: usize = 32;
 
-/// The cut for which the simulator expects the first token of a chain soonest among those near `lengths`: each cut moves by whole tiles of the adapter before it,
-/// `reach` of them at most beside the way to the nearest whole one; one behind an adapter without tiles stays, or moves along with others. `lengths` as they
-/// are where costs are not those of as many adapters.
+/// The cut for which the simulator expects the first token of a chain soonest among those near `lengths`: by [`search`], in steps of the largest tile, no
+/// cut further than `reach` of these from the nearest one between whole tiles. `lengths` as they are where no adapter has tiles, or costs are not those of
+/// as many adapters.
 pub fn best_nearby(costs: &CostModel, past: usize, lengths: &[usize], reach: usize) -> Vec<usize> {
-    let ttft = |lengths: &[usize]| {
-        let schedule = Mode::Runahead.schedule(past, lengths, COMPARED_LAYERS.max(costs.windows.len()));
-        simulate(&schedule.windowed(&costs.windows), costs).map_or(f64::INFINITY, |forecast| forecast.ttft_s)
-    };
-    if costs.adapters.len() != lengths.len() {
+    let (tiles, len) = (costs.tiles(lengths.len()), lengths.iter().sum());
+    let tile = tiles.iter().max().copied().unwrap_or(1);
+    if tile <= GRANULE || tiles.len() != lengths.len() {
         return lengths.to_vec();
     }
-    let starts = [lengths.to_vec(), snapped(past, lengths, &costs.tiles(lengths.len()), 1)];
-    let Some(mut best) = starts.map(|lengths| (ttft(&lengths), lengths)).into_iter().min_by(|a, b| a.0.total_cmp(&b.0))
-    else {
-        return lengths.to_vec();
+    let cuts = |lengths: &[usize]| (1..lengths.len()).map(|i| lengths[..i].iter().sum()).collect::<Vec<usize>>();
+    let (unit, whole) = (tile / GRANULE, snapped(past, lengths, &tiles, 1));
+    let middle = cuts(&whole);
+    let guesses = vec![lengths.to_vec(), whole];
+    let problem = Problem { unit, finest: unit, coarsest: unit, ..Problem::exact(past, len, lengths.len(), guesses) };
+    let n_layers = COMPARED_LAYERS.max(costs.windows.len());
+    let mut objective = |lengths: &[usize]| {
+        let near = cuts(lengths).iter().zip(&middle).all(|(cut, middle)| cut.abs_diff(*middle) <= reach * tile);
+        let schedule = || Mode::Runahead.schedule(past, lengths, n_layers).windowed(&costs.windows);
+        if near { Ok(simulate(&schedule(), costs)?.ttft_s) } else { Ok(f64::INFINITY) }
     };
-    // How far each cut has moved, in tiles.
-    let mut moved = vec![0isize; lengths.len().saturating_sub(1)];
-    // One cut by a tile of the adapter before it, or several, so that the pieces between them keep their length.
-    let moves: Vec<(RangeInclusive<usize>, isize)> =
-        (0..moved.len()).flat_map(|i| (i..moved.len()).flat_map(move |j| [(i..=j, 1), (i..=j, -1)])).collect();
-    loop {
-        let tried = moves.iter().filter_map(|(cuts, step)| {
-            let tile = costs.adapters[*cuts.start()].tile_rows;
-            let near = cuts.clone().all(|i| (moved[i] + step).unsigned_abs() <= reach);
-            let mut lengths = best.1.clone();
-            for (piece, by) in [(*cuts.start(), step * tile as isize), (cuts.end() + 1, -step * tile as isize)] {
-                lengths[piece] = lengths[piece].checked_add_signed(by).filter(|&n| n > 0)?;
-            }
-            (near && tile.is_multiple_of(GRANULE)).then(|| (ttft(&lengths), lengths, cuts, step))
-        });
-        let Some((seconds, lengths, cuts, step)) = tried.min_by(|a, b| a.0.total_cmp(&b.0)).filter(|t| t.0 < best.0)
-        else {
-            return best.1;
-        };
-        cuts.clone().for_each(|i| moved[i] += step);
-        best = (seconds, lengths);
-    }
+    let found = search(&problem, &Cancel::new(), &mut objective, &mut |_| {});
+    found.ok().filter(|found| found.seconds.is_finite()).map_or_else(|| lengths.to_vec(), |found| found.lengths)
 }
 
 /// Tokens for each adapter, not rounded, so that a layer takes all of them the same time with transfers free: a good place to start from.

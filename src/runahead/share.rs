@@ -6,7 +6,7 @@ use crate::cancel::Wait;
 use crate::runahead::board::{Arrival, Board};
 use crate::runahead::experiment::Experiment;
 use crate::runahead::schedule::Schedule;
-use crate::runahead::trace::{Event, Span};
+use crate::runahead::trace::AdapterLog;
 use crate::runahead::turn::Turn;
 
 /// What is wanted of a row that went through the whole model.
@@ -83,26 +83,11 @@ pub struct ShareJob<'a> {
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
-/// What a worker saw.
+/// What a share gave, and what was seen of it.
 #[derive(Clone, Debug)]
 pub struct ShareLog {
     /// The share's result.
     pub output: Output,
-    /// Submissions and published bytes.
-    pub courier: CourierLog,
-    /// What the worker fetched, and when it waited for that, in order.
-    pub events: Vec<Event>,
-    /// Bytes taken from the board.
-    pub fetched_bytes: u64,
-}
-
-/// What a courier saw.
-#[derive(Clone, Debug, Default)]
-pub struct CourierLog {
-    /// Every submission, in order.
-    pub spans: Vec<Span>,
-    /// Every piece that was published, in order.
-    pub events: Vec<Event>,
-    /// Bytes put on the board.
-    pub published_bytes: u64,
+    /// By worker and courier.
+    pub log: AdapterLog,
 }

@@ -76,7 +76,7 @@ pub struct Span {
 }
 
 /// One adapter's part as it went.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterLog {
     /// Its submissions in order, on one clock for all adapters: the proof that early adapters run ahead.
     pub spans: Vec<Span>,

@@ -39,6 +39,11 @@ impl Turn {
         Self { free }
     }
 
+    /// Takes it, where nobody has it.
+    pub fn try_take(&self) -> Option<Held<'_>> {
+        self.free.1.try_recv().ok().map(|()| Held(self))
+    }
+
     /// Waits until nobody has it, however long the others work: their own waits have limits.
     ///
     /// # Errors

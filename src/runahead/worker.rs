@@ -92,7 +92,11 @@ pub fn run<K: Kernels>(
         match (output, courier) {
             (Err(Error::Cancelled), Err(e)) | (Ok(_), Err(e)) => Err(e),
             (Err(e), _) => Err(e),
-            (Ok(output), Ok(courier)) => Ok(ShareLog { output, courier, events, fetched_bytes }),
+            (Ok(output), Ok(mut log)) => {
+                log.events.append(&mut events);
+                log.fetched_bytes = fetched_bytes;
+                Ok(ShareLog { output, log })
+            }
         }
     })
 }

@@ -214,13 +214,12 @@ fn a_slowed_adapter_pauses_in_proportion_to_its_work() {
     };
     let report = prefill(&mut smollm2(experiment(vec![1.0, 3.0])), Mode::Single, Split::Even);
     assert_eq!(pauses(&report, 0).len(), 31);
-    // A sleep may be longer than asked for, never shorter. What stands still between handing over and beginning was no work, and is part of the pause:
-    // where the host takes the thread off its core just there, one of them seems too short.
+    // A sleep may be longer than asked for, never shorter: busy time holds on any machine.
     let slack = Duration::from_micros(10);
-    let pairs = || report.adapters[0].log.spans.iter().zip(pauses(&report, 0));
-    let long =
-        pairs().filter(|(span, pause)| pause.end - pause.start + slack >= 2 * (pause.start - span.start)).count();
-    assert!(long >= 28 && pairs().all(|(span, pause)| span.end >= pause.end), "{:?}", pairs().collect::<Vec<_>>());
+    for (span, pause) in report.adapters[0].log.spans.iter().zip(pauses(&report, 0)) {
+        let worked = pause.start - span.start;
+        assert!(pause.end - pause.start + slack >= 2 * worked && span.end >= pause.end, "{span:?} {pause:?}");
+    }
     // The other one works on the same device in the meantime, and is not slowed.
     let report = prefill(&mut smollm2(experiment(vec![3.0])), Mode::Runahead, Split::Given(vec![16, 128]));
     assert!(pauses(&report, 0).len() == 30 && pauses(&report, 1).is_empty());

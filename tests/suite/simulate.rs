@@ -250,7 +250,7 @@ fn a_search_is_sound_and_never_worse_than_even() {
     let problem = Problem::exact(0, 512, 3, Vec::new());
     assert_eq!(search(&problem, &Cancel::new(), &mut distance, &mut |_| {}).unwrap().lengths, best);
     // With measurements steps are coarse, begin at the guess, and end after so many.
-    let measured = Problem::measured((0, 512), 3, vec![80, 240, 192], &adapters(3, &llama(), None));
+    let measured = Problem::measured(0, 512, 3, vec![80, 240, 192], &adapters(3, &llama(), None));
     assert_eq!(search(&measured, &Cancel::new(), &mut distance, &mut |_| {}).unwrap().lengths, best);
     let few = search(&Problem { most: 4, ..measured }, &Cancel::new(), &mut |_| Ok(1.0), &mut |_| {}).unwrap();
     assert!(few.finished && few.n_tried == 4, "{few:?}");
@@ -284,7 +284,7 @@ fn a_search_on_measurements_takes_the_middle_of_what_is_equally_fast() {
     for best in [960, 1184, 1408] {
         for noise in 0..8 {
             let mut objective = measure(best, noise);
-            let problem = Problem::measured((0, 2048), 2, guess.clone(), &adapters(2, &llama(), None));
+            let problem = Problem::measured(0, 2048, 2, guess.clone(), &adapters(2, &llama(), None));
             let found = search(&problem, &Cancel::new(), &mut objective, &mut |_| {}).unwrap();
             super::partition::assert_sound(0, 2048, &found.lengths);
             assert!(found.lengths[0].abs_diff(best) <= 96, "{best}: {found:?}");
@@ -309,7 +309,7 @@ fn a_search_on_measurements_tries_cuts_between_whole_tiles_alone() {
         let even = Split::Even.lengths(0, len, guess.len()).unwrap();
         let mut costs = adapters(guess.len(), &llama(), None);
         costs.adapters.iter_mut().for_each(|adapter| adapter.tile_rows = 128);
-        let problem = Problem::measured((0, len), guess.len(), guess.clone(), &costs);
+        let problem = Problem::measured(0, len, guess.len(), guess.clone(), &costs);
         let found = search(&problem, &Cancel::new(), &mut objective, &mut |_| {}).unwrap();
         super::partition::assert_sound(0, len, &found.lengths);
         let whole = |l: &[usize]| l[..l.len() - 1].iter().all(|n| n.is_multiple_of(128));
@@ -317,7 +317,7 @@ fn a_search_on_measurements_tries_cuts_between_whole_tiles_alone() {
         // More than three pieces, by costs that fit: no coarse steps before the fine ones.
         let mut estimated = costs.clone();
         estimated.adapters[0].fit_error = 0.25;
-        let levels = |costs| Problem::measured((0, len), guess.len(), guess.clone(), costs).coarsest;
+        let levels = |costs| Problem::measured(0, len, guess.len(), guess.clone(), costs).coarsest;
         assert_eq!(levels(&costs) == problem.finest, guess.len() > 3);
         assert_eq!(levels(&estimated) == 4 * problem.finest, guess.len() > 3);
         // Beside the even cut, from which neighbours are whole tiles away.

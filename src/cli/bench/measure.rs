@@ -104,7 +104,7 @@ pub fn searched(
 ) -> Result<Vec<usize>, Failure> {
     let mut session = engine.session()?;
     let n_pieces = mode.n_pieces(engine.adapters().count());
-    let problem = Problem::measured((depth, prompt), n_pieces, guess, costs);
+    let problem = Problem::measured(depth, prompt, n_pieces, guess, costs);
     let mut ttft = |lengths: &[usize]| {
         session.clear();
         let split = Split::Given(lengths.to_vec());

@@ -88,8 +88,7 @@ impl Fit {
 }
 
 /// Seconds per score: the least-squares slope of a time over the scores, each length with an intercept of its own; `None` where some chunk lacks the time.
-/// What a row's scores among its own piece take more than those behind it (H200, Llama-2-7B: 8,192 tokens 1.55e-10 s a score, and 1.24e-10 s behind as many
-/// others) is in the intercept then. Errors count relative to the layer's time per token: attention of a short chunk is slow for its scores, and the
+/// What scores among a chunk's own rows take more or less than those with rows before it is in the intercept then. Errors count relative to the layer's time per token: attention of a short chunk is slow for its scores, and the
 /// pieces that costs are asked for are long.
 fn slope(by_length: &BTreeMap<usize, Vec<Sample>>, time: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
     let (mut xy, mut xx) = (0.0, 0.0);
