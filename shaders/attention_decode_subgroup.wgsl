@@ -40,35 +40,48 @@ fn attention_decode(
     let column_$c = $cu * KEY_LANES + lane % KEY_LANES;
     let at_$c = min(column_$c, HEAD4 - 1u);
     //% end
+    // The first step's loads are under way while the row is taken.
+    var key = start;
+    //% for i in KEYS
+    // Keys past the end are computed and masked.
+    var row_$i = cache_row(min(key + $iu * TOGETHER + share, end - 1u)) * params.kv_stride + kv_head * HEAD4;
+    //% for c in CHUNKS
+    var k_$i_$c = k[row_$i + at_$c];
+    //% end
+    //% end
+    //% for i in KEYS
+    //% for c in CHUNKS
+    var v_$i_$c = v[row_$i + at_$c];
+    //% end
+    //% end
+    take_row(index, kv_head, first_head, count, first == 0u && end == params.keys);
     //% for h in HEADS
     let head_$h = first_head + min($hu, count - 1u);
     var top_$h = LOWEST;
     var total_$h = 0.0;
     //% for c in CHUNKS
-    let query_$h_$c = select(vec4<f32>(), vec4<f32>(qkv[head_$h * HEAD4 + at_$c]), column_$c < HEAD4);
+    let query_$h_$c = select(vec4<f32>(), query_of($hu, head_$h, at_$c), column_$c < HEAD4);
     var sum_$h_$c = vec4<f32>();
     //% end
     //% end
-    for (var key = start; key < end; key += STEP) {
+    //% for c in CHUNKS
+    let own_key_$c = own_key(at_$c);
+    let own_value_$c = own_value(at_$c);
+    //% end
+    loop {
         //% for i in KEYS
         let key_$i = key + $iu * TOGETHER + share;
-        // Keys past the end are computed and masked.
         let seen_$i = min(key_$i, end - 1u);
-        let row_$i = cache_row(seen_$i) * params.kv_stride + kv_head * HEAD4;
         //% for c in CHUNKS
-        let k_$i_$c = k[row_$i + at_$c];
-        //% end
-        //% end
-        //% for i in KEYS
-        //% for c in CHUNKS
-        let v_$i_$c = v[row_$i + at_$c];
+        let wide_k_$i_$c = select(unpack_kv(k_$i_$c), own_key_$c, is_own(seen_$i));
+        let wide_v_$i_$c = select(unpack_kv(v_$i_$c), own_value_$c, is_own(seen_$i));
         //% end
         //% end
         //% for h in HEADS
         //% for i in KEYS
         var score_$h_$i = 0.0;
         //% for c in CHUNKS
-        score_$h_$i += dot(query_$h_$c, unpack_kv(k_$i_$c));
+        score_$h_$i += dot(query_$h_$c, wide_k_$i_$c);
         //% end
         score_$h_$i = of_key(score_$h_$i) * params.scale + key_bias(head_$h, seen_$i);
         if params.soft_cap > 0.0 {
@@ -91,8 +104,23 @@ fn attention_decode(
         let p_$h_$i = select(0.0, exp(score_$h_$i - top_$h), key_$i < end);
         total_$h += p_$h_$i;
         //% for c in CHUNKS
-        sum_$h_$c = fma(vec4<f32>(p_$h_$i), unpack_kv(v_$i_$c), sum_$h_$c);
+        sum_$h_$c = fma(vec4<f32>(p_$h_$i), wide_v_$i_$c, sum_$h_$c);
         //% end
+        //% end
+        //% end
+        key += STEP;
+        if key >= end {
+            break;
+        }
+        //% for i in KEYS
+        row_$i = cache_row(min(key + $iu * TOGETHER + share, end - 1u)) * params.kv_stride + kv_head * HEAD4;
+        //% for c in CHUNKS
+        k_$i_$c = k[row_$i + at_$c];
+        //% end
+        //% end
+        //% for i in KEYS
+        //% for c in CHUNKS
+        v_$i_$c = v[row_$i + at_$c];
         //% end
         //% end
     }

@@ -118,7 +118,7 @@ pub struct Rope {
 }
 
 /// Which two elements of a head form one rotated pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RopePairs {
     /// `(2i, 2i+1)`: the order of GGUF files of Llama.
     Adjacent,

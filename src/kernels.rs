@@ -111,6 +111,16 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     fn attention(&self, rec: &mut Self::Recording, op: Attention<'_, Self>) -> Result<()>;
     /// Attention of one row, its keys split over the device and merged.
     fn attention_decode(&self, rec: &mut Self::Recording, op: AttentionDecode<'_, Self>) -> Result<()>;
+    /// Row 0 of `qkv` into the cache and its attention. Where a device can do both at once, Q and K in `qkv` stay as they were.
+    fn rope_attention_decode(
+        &self,
+        rec: &mut Self::Recording,
+        rope: RopeCache<'_, Self>,
+        attention: AttentionDecode<'_, Self>,
+    ) -> Result<()> {
+        self.rope_cache(rec, rope)?;
+        self.attention_decode(rec, attention)
+    }
     /// `x = cap * tanh(x / cap)` in place (Gemma 2's logits).
     fn soft_cap(&self, rec: &mut Self::Recording, op: SoftCap<'_, Self>) -> Result<()>;
     /// Index of the largest element of a row; the lowest index among equals.

@@ -11,11 +11,11 @@ struct Params {
     bias_stride: u32, // keys of a head in the bias
     cached: u32,      // rows of the cache, a ring: a key stands in row key % cached
     lap: u32,         // first - first % cached
+    rotary4: u32,     // vec4s of a head that turn, where the row is turned on the way
+    kv_heads: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<act4>;
-@group(0) @binding(2) var<storage, read> k: array<kv4>;
-@group(0) @binding(3) var<storage, read> v: array<kv4>;
 
 const LOWEST: f32 = -3.0e38;
 

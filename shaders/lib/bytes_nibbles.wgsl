@@ -12,6 +12,6 @@ fn odd_nibbles(q: vec4<u32>) -> vec4<u32> {
 }
 
 // 32 codes without sign times 32 elements.
-fn sum_bytes(even: vec4<u32>, odd: vec4<u32>, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>) -> f32 {
-    return whole((dot_bytes(even.x, odd.x, a) + dot_bytes(even.y, odd.y, b)) + (dot_bytes(even.z, odd.z, c) + dot_bytes(even.w, odd.w, d)));
+fn sum_bytes(even: vec4<u32>, odd: vec4<u32>, x: Kept) -> f32 {
+    return whole((dot_bytes(even.x, odd.x, x.a) + dot_bytes(even.y, odd.y, x.b)) + (dot_bytes(even.z, odd.z, x.c) + dot_bytes(even.w, odd.w, x.d)));
 }

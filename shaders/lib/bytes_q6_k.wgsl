@@ -6,7 +6,7 @@ struct Raw {
 }
 
 // 32 elements as they are stored.
-fn raw32(row: u32, block: u32) -> Raw {
+fn raw_unit(row: u32, block: u32) -> Raw {
     let first = 12u * (row * (params.blocks / 8u) + block / 8u);
     let four = quants[first + 8u + block / 2u % 4u];
     let high = select(four.xy, four.zw, block % 2u == 1u);
@@ -27,13 +27,13 @@ fn codes6(q: u32, high: u32) -> vec2<u32> {
     return signed6(vec2<u32>(even, odd));
 }
 
-// Their sum with a block of x: bytes of its four eights; scale and sum.
-fn sum32(raw: Raw, block: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, end: vec2<f32>) -> f32 {
+// Their sum with a block of x.
+fn sum_unit(raw: Raw, block: u32, x: Kept) -> f32 {
     let q0 = codes6(raw.quants.x, raw.high.x);
     let q1 = codes6(raw.quants.y, raw.high.x >> 16u);
     let q2 = codes6(raw.quants.z, raw.high.y);
     let q3 = codes6(raw.quants.w, raw.high.y >> 16u);
-    let low = whole(dot_bytes(q0.x, q0.y, a) + dot_bytes(q1.x, q1.y, b));
-    let above = whole(dot_bytes(q2.x, q2.y, c) + dot_bytes(q3.x, q3.y, d));
-    return end.x * (low * scale_in(raw.scales, 32u * block) + above * scale_in(raw.scales, 32u * block + 16u));
+    let low = whole(dot_bytes(q0.x, q0.y, x.a) + dot_bytes(q1.x, q1.y, x.b));
+    let above = whole(dot_bytes(q2.x, q2.y, x.c) + dot_bytes(q3.x, q3.y, x.d));
+    return x.end.x * (low * scale_in(raw.scales, 32u * block) + above * scale_in(raw.scales, 32u * block + 16u));
 }

@@ -11,14 +11,14 @@ fn ordered(v: mat2x4<f32>) -> mat2x4<f32> {
 }
 
 // 32 elements as they are stored.
-fn raw32(row: u32, block: u32) -> Raw {
+fn raw_unit(row: u32, block: u32) -> Raw {
     let at = 2u * (row * params.blocks + block);
     return Raw(quants[at], quants[at + 1u], scales[row * ((params.blocks + 1u) / 2u) + block / 2u]);
 }
 
-// Their sum with a block of x: bytes of its four eights; scale and sum.
-fn sum32(raw: Raw, block: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, end: vec2<f32>) -> f32 {
-    let low = dot_bytes(raw.low.x, raw.low.y, a) + dot_bytes(raw.low.z, raw.low.w, b);
-    let high = dot_bytes(raw.high.x, raw.high.y, c) + dot_bytes(raw.high.z, raw.high.w, d);
-    return scale_in(raw.scale, block) * end.x * whole(low + high);
+// Their sum with a block of x.
+fn sum_unit(raw: Raw, block: u32, x: Kept) -> f32 {
+    let low = dot_bytes(raw.low.x, raw.low.y, x.a) + dot_bytes(raw.low.z, raw.low.w, x.b);
+    let high = dot_bytes(raw.high.x, raw.high.y, x.c) + dot_bytes(raw.high.z, raw.high.w, x.d);
+    return scale_in(raw.scale, block) * x.end.x * whole(low + high);
 }

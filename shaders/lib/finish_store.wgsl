@@ -10,3 +10,8 @@ fn finish(row: u32, column: u32, sums: vec2<f32>) {
         out[at + 1u] = to_output(s.y);
     }
 }
+
+// The sum of one column.
+fn finish_one(row: u32, column: u32, sum: f32) {
+    out[params.out_start + row * params.out_stride + column] = to_output(biased(column, vec2<f32>(sum)).x);
+}

@@ -15,3 +15,7 @@ fn pack_kv(v: vec2<f32>) -> kv2 {
 fn unpack_kv(v: kv4) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y));
 }
+
+fn join_kv(a: kv2, b: kv2) -> kv4 {
+    return kv4(a, b);
+}

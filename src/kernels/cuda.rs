@@ -189,6 +189,17 @@ fn product_for_wgsl<'a>(op: Product<'a, Cuda>) -> Product<'a, Wgsl> {
     Product { x, weight, bias, out, rows, out_row, epilogue, phase }
 }
 
+fn rope_for_wgsl<'a>(op: RopeCache<'a, Cuda>) -> RopeCache<'a, Wgsl> {
+    let RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm } = op;
+    let norm = norm.map(|HeadNorm { q, k, eps }| HeadNorm { q, k, eps });
+    RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm }
+}
+
+fn decode_for_wgsl<'a>(op: AttentionDecode<'a, Cuda>) -> AttentionDecode<'a, Wgsl> {
+    let AttentionDecode { qkv, k, v, out, partial, position, dims, scale, rules, bias } = op;
+    AttentionDecode { qkv, k, v, out, partial, position, dims, scale, rules, bias }
+}
+
 impl Kernels for Cuda {
     type Tensor = Tensor;
     type Matrix = Matrix;
@@ -322,9 +333,7 @@ impl Kernels for Cuda {
     }
 
     fn rope_cache(&self, rec: &mut Mixed, op: RopeCache<'_, Self>) -> Result<()> {
-        let RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm } = op;
-        let norm = norm.map(|HeadNorm { q, k, eps }| HeadNorm { q, k, eps });
-        let op = RopeCache { qkv, angles, k, v, ring, rows, position, dims, pairs, rotary, norm };
+        let op = rope_for_wgsl(op);
         if self.stays(rec, op.rows.len()) && rows::suits_rope(&op) {
             return rows::rope_cache(self, rec, &op);
         }
@@ -341,9 +350,16 @@ impl Kernels for Cuda {
     }
 
     fn attention_decode(&self, rec: &mut Mixed, op: AttentionDecode<'_, Self>) -> Result<()> {
-        let AttentionDecode { qkv, k, v, out, partial, position, dims, scale, rules, bias } = op;
-        let op = AttentionDecode { qkv, k, v, out, partial, position, dims, scale, rules, bias };
-        self.wgsl.attention_decode(rec.gpu(), op)
+        self.wgsl.attention_decode(rec.gpu(), decode_for_wgsl(op))
+    }
+
+    fn rope_attention_decode(
+        &self,
+        rec: &mut Mixed,
+        rope: RopeCache<'_, Self>,
+        attention: AttentionDecode<'_, Self>,
+    ) -> Result<()> {
+        self.wgsl.rope_attention_decode(rec.gpu(), rope_for_wgsl(rope), decode_for_wgsl(attention))
     }
 
     fn soft_cap(&self, rec: &mut Mixed, op: SoftCap<'_, Self>) -> Result<()> {

@@ -32,7 +32,7 @@ mod coop;
 mod embed;
 pub(super) mod matrix;
 mod matvec;
-mod matvec_bytes;
+mod matvec_subgroup;
 mod norm;
 pub(super) mod planes;
 pub(super) mod product;
@@ -199,7 +199,7 @@ enum Kernel {
     Product(product::Variant),
     ProductCoop(product_coop::Variant),
     MatVec(matvec::Variant),
-    MatVecBytes(matvec_bytes::Variant),
+    MatVecSubgroup(matvec_subgroup::Variant),
     HeadNorm(Scalar),
     RopeCache(rope_cache::Variant),
     Attention(attention::Variant),
@@ -210,6 +210,7 @@ enum Kernel {
     SoftCap,
     ArgMax(arg_max::Variant),
     Ceiling(Option<Coop>),
+    CeilingRead,
 }
 
 impl Kernel {
@@ -220,7 +221,7 @@ impl Kernel {
             Kernel::Product(variant) => variant.spec(),
             Kernel::ProductCoop(variant) => variant.spec(),
             Kernel::MatVec(variant) => variant.spec(),
-            Kernel::MatVecBytes(variant) => variant.spec(),
+            Kernel::MatVecSubgroup(variant) => variant.spec(),
             Kernel::HeadNorm(activation) => rope_cache::norm_spec(activation),
             Kernel::RopeCache(variant) => variant.spec(),
             Kernel::Attention(variant) => variant.spec(),
@@ -231,6 +232,7 @@ impl Kernel {
             Kernel::SoftCap => soft_cap::spec(),
             Kernel::ArgMax(variant) => variant.spec(),
             Kernel::Ceiling(coop) => ceiling::spec(coop),
+            Kernel::CeilingRead => ceiling::read_spec(),
         }
     }
 }
@@ -238,8 +240,13 @@ impl Kernel {
 /// The shaders of every kernel and variant, for validation without a device; those that depend on a head's size for each of `head_dims`.
 pub fn all_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec> {
     let caches = [KvDtype::F16, KvDtype::F32];
-    let mut kernels =
-        vec![Kernel::AttentionMerge(activation), Kernel::HeadNorm(activation), Kernel::SoftCap, Kernel::Ceiling(None)];
+    let mut kernels = vec![
+        Kernel::AttentionMerge(activation),
+        Kernel::HeadNorm(activation),
+        Kernel::SoftCap,
+        Kernel::Ceiling(None),
+        Kernel::CeilingRead,
+    ];
     kernels.extend(norm::Variant::all(activation).map(Kernel::Norm));
     kernels.extend(arg_max::Variant::ALL.map(Kernel::ArgMax));
     for kv in caches {
@@ -285,6 +292,7 @@ pub fn coop_specs() -> Vec<ShaderSpec> {
 pub fn subgroup_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec> {
     let mut kernels = Vec::new();
     for subgroups in [Subgroups { lanes: 8 }, Subgroups::USUAL, Subgroups { lanes: 64 }] {
+        kernels.push(Kernel::ArgMax(arg_max::Variant::by_subgroups(subgroups, u32::MAX)));
         for (kv, &head_dim) in
             [KvDtype::F16, KvDtype::F32].iter().flat_map(|kv| head_dims.iter().map(move |d| (*kv, d)))
         {
@@ -297,7 +305,8 @@ pub fn subgroup_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec
     for weight in Dtype::ALL {
         for epilogue in Epilogue::ALL {
             for (types, bias) in product_types(activation, epilogue) {
-                kernels.extend(matvec_bytes::Variant::all(types, weight, epilogue, bias).map(Kernel::MatVecBytes));
+                kernels
+                    .extend(matvec_subgroup::Variant::all(types, weight, epilogue, bias).map(Kernel::MatVecSubgroup));
             }
         }
     }
@@ -517,6 +526,15 @@ impl Kernels for Wgsl {
 
     fn attention_decode(&self, rec: &mut Recording, op: AttentionDecode<'_, Self>) -> Result<()> {
         attention_decode::record(self, rec, &op)
+    }
+
+    fn rope_attention_decode(
+        &self,
+        rec: &mut Recording,
+        rope: RopeCache<'_, Self>,
+        attention: AttentionDecode<'_, Self>,
+    ) -> Result<()> {
+        attention_decode::record_turned(self, rec, &rope, &attention)
     }
 
     fn soft_cap(&self, rec: &mut Recording, op: SoftCap<'_, Self>) -> Result<()> {

@@ -80,42 +80,67 @@ impl<K: Kernels> Model<K> {
         s: &Scratch<K>,
         cache: &KvCache<K>,
         pieces: &[Piece],
-        phase: Phase,
     ) -> Result<()> {
-        let w = &self.layers[layer];
-        let rope = self.config.layers[layer].rope;
-        let angles = rope.and_then(|i| Some((&self.config.ropes[i], self.angles.get(i)?)));
-        let (rotary, pairs) = angles.map_or((0, RopePairs::Halves), |(rope, _)| (rope.rotary, rope.pairs));
-        let eps = self.config.norm_eps;
         let n = pieces.iter().map(|p| p.len()).sum();
-        if w.mlp_norm.is_some() {
-            self.normed(batch, s, &w.attn_norm, (&w.qkv, &s.qkv), 0..n, Epilogue::Store, phase)?;
-        } else {
-            // The MLP takes these rows, too.
-            self.norm(batch, s, &w.attn_norm, 0..n)?;
-            self.multiply(batch, &s.h, &w.qkv, (&s.qkv, 0), 0..n, Epilogue::Store, phase)?;
-        }
-        let work = |rows: Range<usize>| Work::elements((rows.len() * self.dims.qkv_width()) as f64);
+        self.qkv_product(batch, layer, s, n, Phase::Prefill)?;
         for (rows, piece) in rows_of(pieces) {
             let mut left = rows.clone();
-            while let Some(part) = batch.next(&mut left, &ROW_STEPS, work)? {
-                let op = RopeCache {
-                    qkv: &s.qkv,
-                    angles: angles.map_or(&self.no_angles, |(_, angles)| angles),
-                    k: cache.k(layer),
-                    v: cache.v(layer),
-                    ring: self.config.layers[layer].window.is_some(),
-                    rows: part.clone(),
-                    position: piece.start + (part.start - rows.start),
-                    dims: self.dims,
-                    pairs,
-                    rotary,
-                    norm: w.head_norms.as_ref().map(|[q, k]| HeadNorm { q, k, eps }),
-                };
-                self.kernels.rope_cache(batch.add(work(part)), op)?;
+            while let Some(part) = batch.next(&mut left, &ROW_STEPS, |rows| self.rope_work(rows))? {
+                let position = piece.start + (part.start - rows.start);
+                let op = self.rope_op(layer, s, cache, part.clone(), position);
+                self.kernels.rope_cache(batch.add(self.rope_work(part)), op)?;
             }
         }
         Ok(())
+    }
+
+    /// The norm before attention and the QKV product, of rows `0..n`.
+    fn qkv_product(
+        &self,
+        batch: &mut Batch<'_, K>,
+        layer: usize,
+        s: &Scratch<K>,
+        n: usize,
+        phase: Phase,
+    ) -> Result<()> {
+        let w = &self.layers[layer];
+        if w.mlp_norm.is_some() {
+            return self.normed(batch, s, &w.attn_norm, (&w.qkv, &s.qkv), 0..n, Epilogue::Store, phase);
+        }
+        // The MLP takes these rows, too.
+        self.norm(batch, s, &w.attn_norm, 0..n)?;
+        self.multiply(batch, &s.h, &w.qkv, (&s.qkv, 0), 0..n, Epilogue::Store, phase)
+    }
+
+    fn rope_work(&self, rows: Range<usize>) -> Work {
+        Work::elements((rows.len() * self.dims.qkv_width()) as f64)
+    }
+
+    fn rope_op<'a>(
+        &'a self,
+        layer: usize,
+        s: &'a Scratch<K>,
+        cache: &'a KvCache<K>,
+        rows: Range<usize>,
+        position: usize,
+    ) -> RopeCache<'a, K> {
+        let of_layer = &self.config.layers[layer];
+        let angles = of_layer.rope.and_then(|i| Some((&self.config.ropes[i], self.angles.get(i)?)));
+        let (rotary, pairs) = angles.map_or((0, RopePairs::Halves), |(rope, _)| (rope.rotary, rope.pairs));
+        let eps = self.config.norm_eps;
+        RopeCache {
+            qkv: &s.qkv,
+            angles: angles.map_or(&self.no_angles, |(_, angles)| angles),
+            k: cache.k(layer),
+            v: cache.v(layer),
+            ring: of_layer.window.is_some(),
+            rows,
+            position,
+            dims: self.dims,
+            pairs,
+            rotary,
+            norm: self.layers[layer].head_norms.as_ref().map(|[q, k]| HeadNorm { q, k, eps }),
+        }
     }
 
     /// Second half of a layer for the rows `want` of the share: attention over the cache, output product, MLP.
@@ -173,11 +198,11 @@ impl<K: Kernels> Model<K> {
         self.finish(batch, layer, s, want, Phase::Prefill)
     }
 
-    /// Second half of a layer for the one row at `position`.
+    /// A whole layer for the one row at `position`: its K/V row into the cache, and what `qkv` and `attend` do for a share.
     ///
     /// # Errors
     /// See [`Model::embed`].
-    pub fn attend_decode(
+    pub fn decode(
         &self,
         batch: &mut Batch<'_, K>,
         layer: usize,
@@ -185,7 +210,9 @@ impl<K: Kernels> Model<K> {
         cache: &KvCache<K>,
         position: usize,
     ) -> Result<()> {
-        let op = AttentionDecode {
+        self.qkv_product(batch, layer, s, 1, Phase::Decode)?;
+        let rope = self.rope_op(layer, s, cache, 0..1, position);
+        let attention = AttentionDecode {
             qkv: &s.qkv,
             k: cache.k(layer),
             v: cache.v(layer),
@@ -198,8 +225,9 @@ impl<K: Kernels> Model<K> {
             bias: self.score_bias.as_ref(),
         };
         let keys = position - self.rules(layer).first_key(position) + 1;
-        let rec = batch.add_whole(Work::elements((2 * keys * self.dims.kv_width()) as f64))?;
-        self.kernels.attention_decode(rec, op)?;
+        let attended = Work::elements((2 * keys * self.dims.kv_width()) as f64);
+        let rec = batch.add_whole(self.rope_work(0..1) + attended)?;
+        self.kernels.rope_attention_decode(rec, rope, attention)?;
         self.finish(batch, layer, s, 0..1, Phase::Decode)
     }
 

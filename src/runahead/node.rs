@@ -204,7 +204,6 @@ impl<K: Kernels> DeviceNode<K> {
     /// Submits a token's work. It reads its id where the host wrote it (`Some`), or where the step before leaves it (`None`).
     fn step(&mut self, token: Option<u32>, position: usize, want: Want, wait: &Wait) -> Result<Step<K>> {
         let (model, s, cache) = (&*self.model, &self.scratch, &self.cache);
-        let row = [Piece::new(position, position + 1)];
         let before = self.in_flight.n_submitted();
         let mut queue = Direct::new(model, wait, &mut self.in_flight);
         let mut batch = Batch::new(&**model.kernels(), model.pace(), &mut queue);
@@ -216,8 +215,7 @@ impl<K: Kernels> DeviceNode<K> {
             None => model.embed_chosen(&mut batch, s)?,
         }
         for layer in 0..model.config().n_layers {
-            model.qkv(&mut batch, layer, s, cache, &row, Phase::Decode)?;
-            model.attend_decode(&mut batch, layer, s, cache, position)?;
+            model.decode(&mut batch, layer, s, cache, position)?;
         }
         model.head(&mut batch, s, 0..1, Phase::Decode)?;
         let download = worker::record_row(model, &mut batch, s, want)?;

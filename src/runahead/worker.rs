@@ -120,7 +120,7 @@ impl<'a, K: Kernels> Share<'a, K> {
 
     /// This share's K/V rows of a layer, and their copies towards the board where somebody reads them and nothing goes before them.
     fn own_rows(&self, batch: &mut Batch<'_, K>, layer: usize) -> Result<Vec<Export<K>>> {
-        self.model.qkv(batch, layer, self.scratch, self.cache, &self.pieces, Phase::Prefill)?;
+        self.model.qkv(batch, layer, self.scratch, self.cache, &self.pieces)?;
         if self.hands_on { Ok(Vec::new()) } else { self.exports(batch, layer) }
     }
 

@@ -339,7 +339,7 @@ fn kernels_are_measured_beside_the_devices_ceilings() {
     assert_eq!(keys(&line), ["kernels", "microseconds", "operation", "rate", "shape", "share", "unit"]);
     assert_eq!((line["operation"].as_str(), line["shape"].as_str()), (Some("attention_decode"), Some("1024 keys")));
     assert!(line["kernels"][0].as_str().unwrap().starts_with("attention_decode"), "{line}");
-    // A copy inside the device is the ceiling; keys and values may lie in a cache.
+    // What the device reads at most is the ceiling; keys and values may lie in a cache.
     let (rate, share, us) = ["rate", "share", "microseconds"].map(|key| line[key].as_f64().unwrap()).into();
     assert!(rate > 0.0 && share > 0.0, "{line}");
     assert!((rate * us * 1e3 - (2 * 1024 * 4096 * 2) as f64).abs() < 1.0, "{line}");

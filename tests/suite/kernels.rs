@@ -12,7 +12,7 @@ pub mod reference;
 /// The suite as one `#[test]` per operation. `$kernels` gives a reference to the kernels, anew in each test: `&make()`, or a shared one.
 macro_rules! kernel_suite {
     ($kernels:expr) => {
-        kernel_suite! { $kernels, problems: embed norm product_prefill product_decode norm_product rope_cache attention attention_decode soft_cap arg_max }
+        kernel_suite! { $kernels, problems: embed norm product_prefill product_decode norm_product rope_cache attention attention_decode rope_attention_decode soft_cap arg_max }
         kernel_suite! { $kernels, edges: downloads_and_writes saturation bad_sizes wrong_references_fail }
         kernel_suite! { $kernels, quants: decoding_matches_another_implementation }
     };

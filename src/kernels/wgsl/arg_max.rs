@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::subgroups::Subgroups;
 use super::tensor::Args;
 use super::unroll::unroll;
 use super::{Kernel, Wgsl};
@@ -15,6 +16,9 @@ const SOURCE: &str = include_str!("../../../shaders/arg_max.wgsl");
 /// Loads of a thread that are under way together.
 const EACH: u32 = 16;
 
+/// Threads at most, with subgroups.
+const THREADS: u32 = 1024;
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
@@ -24,27 +28,47 @@ struct Params {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
+    /// A power of two without subgroups, a multiple of theirs with them.
     threads: u32,
+    subgroups: Option<Subgroups>,
 }
 
 impl Variant {
-    pub const ALL: [Variant; 2] = [Variant { threads: 16 }, Variant { threads: 256 }];
+    /// Those without subgroups.
+    pub const ALL: [Self; 2] = [Self { threads: 16, subgroups: None }, Self { threads: 256, subgroups: None }];
 
-    pub const fn choose(kind: GpuKind) -> Self {
-        match kind {
-            GpuKind::Software => Variant { threads: 16 },
-            _ => Variant { threads: 256 },
+    pub const fn by_subgroups(subgroups: Subgroups, most_threads: u32) -> Self {
+        let threads = if most_threads < THREADS { most_threads } else { THREADS };
+        Self { threads: threads / subgroups.lanes * subgroups.lanes, subgroups: Some(subgroups) }
+    }
+
+    fn choose(kernels: &Wgsl) -> Self {
+        match kernels.subgroups() {
+            Some(subgroups) => Self::by_subgroups(subgroups, kernels.gpu.caps().max_workgroup_invocations),
+            None => Self::ALL[usize::from(kernels.kind != GpuKind::Software)],
         }
     }
 
     pub fn spec(self) -> ShaderSpec {
+        let Self { threads, subgroups } = self;
+        let (by, lanes, part) = match subgroups {
+            Some(Subgroups { lanes }) => (
+                format!(" subgroups of {lanes}"),
+                format!("const LANES: u32 = {lanes}u;\n"),
+                include_str!("../../../shaders/lib/top_by_subgroups.wgsl"),
+            ),
+            None => (String::new(), String::new(), include_str!("../../../shaders/lib/top_by_halves.wgsl")),
+        };
         ShaderSpec {
-            name: format!("arg_max {} threads", self.threads),
-            header: format!("const EACH: u32 = {EACH}u;\n{}", unroll(SOURCE, &[("EACH", EACH)])),
-            parts: Vec::new(),
+            name: format!("arg_max {threads} threads{by}"),
+            header: format!(
+                "const THREADS: u32 = {threads}u;\n{lanes}const EACH: u32 = {EACH}u;\n{}",
+                unroll(SOURCE, &[("EACH", EACH)])
+            ),
+            parts: vec![part],
             op: "",
             entry: "arg_max",
-            overrides: vec![("THREADS", f64::from(self.threads))],
+            overrides: Vec::new(),
             checked: false,
         }
     }
@@ -56,7 +80,7 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &ArgMax<'_, Wgsl>)
     args.holds("x", op.x, Scalar::F32, args.end(op.row, 1)?, op.width)?;
     args.holds("out", op.out, Scalar::U32, 1, 1)?;
     let params = Params { start: args.u32(op.row * op.width)?, width: args.u32(op.width)? };
-    let pipeline = kernels.pipeline(Kernel::ArgMax(Variant::choose(kernels.kind)))?;
+    let pipeline = kernels.pipeline(Kernel::ArgMax(Variant::choose(kernels)))?;
     let bindings = [op.x.binding(), op.out.binding()];
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, [1, 1, 1])
 }

@@ -5,12 +5,12 @@ use bytemuck::{Pod, Zeroable};
 use super::attention::{check_rules, score_parts};
 use super::attention_decode_subgroup as subgroup;
 use super::tensor::{Args, Tensor};
-use super::{Kernel, Wgsl, act_part, enables};
+use super::{Kernel, Wgsl, act_part, enables, rope_cache};
 use crate::dims::round_up;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::Result;
 use crate::gpu::{GpuKind, Recording, ShaderSpec};
-use crate::kernels::AttentionDecode;
+use crate::kernels::{AttentionDecode, RopeCache};
 
 /// Most splits: with 32 heads, 512 workgroups.
 pub(super) const SPLITS: usize = 16;
@@ -23,6 +23,9 @@ const MAX_HEADS: usize = 4;
 
 /// The part with the shaders' form of [`Params`].
 pub(super) const PARAMS: &str = include_str!("../../../shaders/lib/attention_decode_params.wgsl");
+
+/// The part for a cache that is only read.
+pub(super) const CACHE: &str = include_str!("../../../shaders/lib/cache_read.wgsl");
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -38,6 +41,8 @@ struct Params {
     bias_stride: u32,
     cached: u32,
     lap: u32,
+    rotary4: u32,
+    kv_heads: u32,
 }
 
 #[repr(C)]
@@ -96,7 +101,7 @@ impl Variant {
                 self.heads,
                 self.threads
             ),
-            parts: [vec![act_part(self.activation), PARAMS], score_parts(self.kv, self.bias)].concat(),
+            parts: [vec![act_part(self.activation), PARAMS], score_parts(self.kv, self.bias), vec![CACHE]].concat(),
             op: include_str!("../../../shaders/attention_decode.wgsl"),
             entry: "attention_decode",
             overrides: Vec::new(),
@@ -124,6 +129,35 @@ fn split(keys: usize) -> (usize, usize) {
 }
 
 pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'_, Wgsl>) -> Result<()> {
+    record_row(kernels, rec, op, None)
+}
+
+/// Attention of a row that is turned and left in the cache on the way, where the device has the kernel for it.
+pub(super) fn record_turned(
+    kernels: &Wgsl,
+    rec: &mut Recording,
+    rope: &RopeCache<'_, Wgsl>,
+    op: &AttentionDecode<'_, Wgsl>,
+) -> Result<()> {
+    Args("attention_decode")
+        .ensure(rope.rows == (0..1) && rope.position == op.position && rope.dims == op.dims, || {
+            format!("rows {:?} from position {} turned, attention at {}", rope.rows, rope.position, op.position)
+        })?;
+    if kernels.subgroups().is_none() {
+        rope_cache::record(kernels, rec, rope)?;
+        return record(kernels, rec, op);
+    }
+    rope_cache::check(kernels, rope)?;
+    rope_cache::record_norm(kernels, rec, rope)?;
+    record_row(kernels, rec, op, Some(rope))
+}
+
+fn record_row(
+    kernels: &Wgsl,
+    rec: &mut Recording,
+    op: &AttentionDecode<'_, Wgsl>,
+    rope: Option<&RopeCache<'_, Wgsl>>,
+) -> Result<()> {
     let args = Args("attention_decode");
     let dims = &op.dims;
     args.heads(dims)?;
@@ -150,13 +184,23 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'
         bias_stride: args.u32(bias_stride)?,
         cached,
         lap: args.u32(first)? / cached.max(1) * cached,
+        rotary4: args.u32(rope.map_or(0, |rope| rope.rotary) / 4)?,
+        kv_heads: args.u32(dims.kv_heads)?,
     };
     let splits = args.u32(splits)?;
     let (bias, group) = (op.bias.is_some(), dims.heads / dims.kv_heads);
     let (kernel, heads) = match subgroups {
         Some(subgroups) => {
             let sizes = (dims.head_dim, group);
-            let variant = subgroup::Variant::choose(subgroups, kernels.activation, kv, sizes, bias, whole);
+            let variant = subgroup::Variant::choose(
+                subgroups,
+                kernels.activation,
+                kv,
+                sizes,
+                bias,
+                whole,
+                rope.map(|rope| rope.pairs),
+            );
             (Kernel::AttentionDecodeSubgroup(variant), variant.heads())
         }
         None => {
@@ -167,7 +211,7 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &AttentionDecode<'
     let tiles = args.u32(dims.kv_heads * group.div_ceil(heads))?;
     let pipeline = kernels.pipeline(kernel)?;
     let result = if whole { op.out } else { op.partial };
-    let tensors = [Some(op.qkv), Some(op.k), Some(op.v), op.bias, Some(result)];
+    let tensors = [Some(op.qkv), Some(op.k), Some(op.v), op.bias, Some(result), rope.map(|rope| rope.angles)];
     let bindings: Vec<_> = tensors.into_iter().flatten().map(Tensor::binding).collect();
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, [splits, tiles, 1])?;
     if whole {

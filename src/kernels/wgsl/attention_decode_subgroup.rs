@@ -2,9 +2,12 @@
 //! which needs no merge while the keys are few.
 
 use super::attention::score_parts;
+use super::attention_decode::{CACHE, PARAMS};
+use super::rope_cache::pairs_part;
 use super::subgroups::{ATTEND, Subgroups};
 use super::unroll::unroll;
 use super::{act_part, enables};
+use crate::config::RopePairs;
 use crate::dtype::{KvDtype, Scalar};
 use crate::gpu::ShaderSpec;
 
@@ -29,13 +32,17 @@ pub(super) struct Variant {
     subgroups: Subgroups,
     /// Whether a workgroup has all keys of its heads.
     whole: bool,
+    /// How the row is turned on the way, where it was not before.
+    turned: Option<RopePairs>,
 }
 
 impl Variant {
     /// Every variant for a head size.
     pub fn all(subgroups: Subgroups, activation: Scalar, kv: KvDtype, head_dim: usize, bias: bool) -> Vec<Self> {
-        let of = |whole, group| Self::choose(subgroups, activation, kv, (head_dim, group), bias, whole);
-        let mut all = vec![of(true, 1), of(false, 1), of(false, 2)];
+        let of = |whole, group, turned| Self::choose(subgroups, activation, kv, (head_dim, group), bias, whole, turned);
+        let turns = [None, Some(RopePairs::Halves), Some(RopePairs::Adjacent)].into_iter();
+        let mut all: Vec<_> =
+            turns.flat_map(|turned| [of(true, 1, turned), of(false, 1, turned), of(false, 2, turned)]).collect();
         all.dedup();
         all
     }
@@ -49,9 +56,10 @@ impl Variant {
         (head_dim, group): (usize, usize),
         bias: bool,
         whole: bool,
+        turned: Option<RopePairs>,
     ) -> Self {
         let heads = if whole || group == 1 || head_dim > 128 { 1 } else { 2 };
-        Self { activation, kv, head_dim, bias, heads, subgroups, whole }
+        Self { activation, kv, head_dim, bias, heads, subgroups, whole, turned }
     }
 
     /// Query heads of a workgroup.
@@ -60,7 +68,7 @@ impl Variant {
     }
 
     pub fn spec(self) -> ShaderSpec {
-        let Self { activation, kv, head_dim, bias, heads, subgroups: Subgroups { lanes }, whole } = self;
+        let Self { activation, kv, head_dim, bias, heads, subgroups: Subgroups { lanes }, whole, turned } = self;
         let key_lanes = lanes.min(16);
         let head4 = head_dim as u32 / 4;
         let counts = [
@@ -76,10 +84,15 @@ impl Variant {
         } else {
             include_str!("../../../shaders/lib/attended_split.wgsl")
         };
+        let row = match turned {
+            Some(pairs) => vec![pairs_part(pairs), include_str!("../../../shaders/lib/row_turned.wgsl")],
+            None => vec![CACHE, include_str!("../../../shaders/lib/row_rotated.wgsl")],
+        };
         ShaderSpec {
             name: format!(
-                "attention_decode {activation:?} {kv:?} {head_dim} bias={bias} x{heads} subgroups of {lanes} {}",
-                if whole { "whole" } else { "split" }
+                "attention_decode {activation:?} {kv:?} {head_dim} bias={bias} x{heads} subgroups of {lanes} {}{}",
+                if whole { "whole" } else { "split" },
+                turned.map(|pairs| format!(" turned {pairs:?}")).unwrap_or_default()
             ),
             header: format!(
                 "{}const HEAD4: u32 = {head4}u;\nconst HEADS: u32 = {heads}u;\nconst LANES: u32 = {lanes}u;\n\
@@ -87,8 +100,7 @@ impl Variant {
                 enables(activation),
                 unroll(SOURCE, &counts)
             ),
-            parts: [vec![act_part(activation), super::attention_decode::PARAMS], score_parts(kv, bias), vec![leave]]
-                .concat(),
+            parts: [vec![act_part(activation), PARAMS], score_parts(kv, bias), row, vec![leave]].concat(),
             op: "",
             entry: "attention_decode",
             overrides: Vec::new(),

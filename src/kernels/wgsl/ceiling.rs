@@ -1,4 +1,4 @@
-//! Work that does nothing but multiply and add, to measure what a device can do at most.
+//! Work that does nothing but multiply and add, or read, to measure what a device can do at most.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -17,7 +17,10 @@ const GROUPS: u32 = 1056;
 /// Sums of a thread or a subgroup.
 const SUMS: u32 = 8;
 
-/// Elements of the F32 tensor that [`Wgsl::record_ceiling`] writes to.
+/// Loads of a thread that are under way together.
+const LOADS: u32 = 8;
+
+/// Elements of the F32 tensor that [`Wgsl::record_ceiling`] and [`Wgsl::record_read`] write to.
 pub const CEILING_LEN: usize = (4 * THREADS * GROUPS) as usize;
 
 #[repr(C)]
@@ -25,6 +28,27 @@ pub const CEILING_LEN: usize = (4 * THREADS * GROUPS) as usize;
 struct Params {
     iterations: u32,
     factor: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ReadParams {
+    count: u32,
+}
+
+pub(super) fn read_spec() -> ShaderSpec {
+    ShaderSpec {
+        name: "ceiling read".to_owned(),
+        header: format!(
+            "const THREADS: u32 = {THREADS}u;\nconst LOADS: u32 = {LOADS}u;\n{}",
+            unroll(include_str!("../../../shaders/ceiling_read.wgsl"), &[("LOADS", LOADS)])
+        ),
+        parts: Vec::new(),
+        op: "",
+        entry: "ceiling",
+        overrides: Vec::new(),
+        checked: false,
+    }
 }
 
 pub(super) fn spec(coop: Option<Coop>) -> ShaderSpec {
@@ -65,14 +89,18 @@ impl Wgsl {
         Ok(2.0 * adds)
     }
 
-    /// Records a copy between two tensors of one length; the device reads and writes it.
+    /// Records the reading of a whole F32 tensor, whose length is a multiple of 4; `out` as in [`record_ceiling`](Self::record_ceiling).
     ///
     /// # Errors
-    /// [`Error::Shader`](crate::Error::Shader) where lengths differ.
-    pub fn record_copy(&self, rec: &mut Recording, from: &Tensor, to: &Tensor) -> Result<()> {
-        Args("copy").ensure(from.len == to.len && from.scalar == to.scalar, || {
-            format!("{} elements to {}", from.len, to.len)
-        })?;
-        rec.copy(&from.buffer, 0, &to.buffer, 0, (from.len * from.scalar.bytes()) as u64)
+    /// [`Error::Shader`](crate::Error::Shader) for other tensors.
+    pub fn record_read(&self, rec: &mut Recording, from: &Tensor, out: &Tensor) -> Result<()> {
+        let args = Args("ceiling read");
+        args.holds("out", out, Scalar::F32, CEILING_LEN, 1)?;
+        args.holds("from", from, Scalar::F32, from.len / 4, 4)?;
+        args.ensure(from.len > 0 && from.len.is_multiple_of(4), || format!("{} elements", from.len))?;
+        let params = ReadParams { count: args.u32(from.len / 4)? };
+        let pipeline = self.pipeline(Kernel::CeilingRead)?;
+        let bindings = [from.binding(), out.binding()];
+        rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, [GROUPS, 1, 1])
     }
 }

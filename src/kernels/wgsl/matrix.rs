@@ -6,6 +6,7 @@
 use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::planes::{RowBytes, repack, repack_as_f32};
 use super::tensor::Args;
@@ -15,13 +16,11 @@ use crate::gpu::{Binding, Buffer, Gpu};
 use crate::kernels::{MatrixSource, RowOrder};
 use crate::weights::WeightTensor;
 
-/// Host memory that an upload takes for repacked rows.
-const UPLOAD_BYTES: usize = 16 << 20;
+/// Rows of about this many bytes are written at a time.
+const RUN_BYTES: usize = 4 << 20;
 
-/// Threads that repack at most: more of them would wait for memory.
+/// Threads that write at most.
 const MOST_THREADS: usize = 8;
-/// Less than this is not worth a thread.
-const MIN_THREAD_BYTES: usize = 1 << 20;
 
 /// Cuts fall on multiples of this many rows, the width of a product's tile, where a part holds so many.
 const CUT_ROWS: usize = 64;
@@ -159,35 +158,57 @@ impl<'a> Plan<'a> {
         Ok(Self { tensors: &source.parts, order: source.rows, rows, width, parts })
     }
 
-    /// Writes a part's rows: straight from the file where they stand there as on the device, else repacked, a bounded number at a time.
+    /// Writes a part's rows, runs of them by several threads: a run goes straight from the file where its rows stand there as on the device, else it is
+    /// repacked. One thread is far slower than the bus, whether it repacks or only copies into staging memory.
     fn fill(&self, gpu: &Gpu, part: &Part) -> Result<()> {
         let bytes = RowBytes::new(part.format, self.width);
-        if self.order == RowOrder::Stacked && bytes.scales == 0 && part.format.bytes(self.width)? == bytes.quants {
-            return self.write_through(gpu, part, bytes.quants);
-        }
-        let step = (UPLOAD_BYTES / bytes.total()).clamp(1, part.rows.len());
-        // Zeroed once: a row's padding is never written.
-        let mut quants = vec![0; step * bytes.quants];
-        let mut scales = vec![0; step * bytes.scales];
-        for start in part.rows.clone().step_by(step) {
-            let n = step.min(part.rows.end - start);
-            let (quants, scales) = (&mut quants[..n * bytes.quants], &mut scales[..n * bytes.scales]);
-            self.repack_rows(part.format, start..start + n, quants, scales)?;
-            let at = |row_bytes: usize| ((start - part.rows.start) * row_bytes) as u64;
-            gpu.write(&part.quants, at(bytes.quants), quants)?;
-            if let Some(buffer) = &part.scales {
-                gpu.write(buffer, at(bytes.scales), scales)?;
+        let straight =
+            self.order == RowOrder::Stacked && bytes.scales == 0 && part.format.bytes(self.width)? == bytes.quants;
+        let step = (RUN_BYTES / bytes.total()).clamp(1, part.rows.len());
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            let held = if straight { 0 } else { step };
+            // Zeroed once: a row's padding is never written.
+            let (mut quants, mut scales) = (vec![0; held * bytes.quants], vec![0; held * bytes.scales]);
+            loop {
+                let start = part.rows.start + next.fetch_add(1, Ordering::Relaxed) * step;
+                if start >= part.rows.end {
+                    return Ok(());
+                }
+                let rows = start..part.rows.end.min(start + step);
+                if straight {
+                    self.write_through(gpu, part, rows, bytes.quants)?;
+                    continue;
+                }
+                let n = rows.len();
+                let (quants, scales) = (&mut quants[..n * bytes.quants], &mut scales[..n * bytes.scales]);
+                self.repack_rows(part.format, rows, quants, scales)?;
+                let at = |row_bytes: usize| ((start - part.rows.start) * row_bytes) as u64;
+                gpu.write(&part.quants, at(bytes.quants), quants)?;
+                if let Some(buffer) = &part.scales {
+                    gpu.write(buffer, at(bytes.scales), scales)?;
+                }
             }
-        }
-        Ok(())
+        };
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = cores.min(MOST_THREADS).min(part.rows.len().div_ceil(step));
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+                thread.join().unwrap_or_else(|_| Err(Args("matrix").error("a thread died")))
+            };
+            let mine = work();
+            others.into_iter().map(join).fold(mine, Result::and)
+        })
     }
 
-    fn write_through(&self, gpu: &Gpu, part: &Part, row_bytes: usize) -> Result<()> {
+    /// Rows of a part whose elements stand in the file as on the device.
+    fn write_through(&self, gpu: &Gpu, part: &Part, run: Range<usize>, row_bytes: usize) -> Result<()> {
         let mut first = 0;
         for tensor in self.tensors {
             let rows = first..first + tensor.shape[0];
             first = rows.end;
-            let here = part.rows.start.max(rows.start)..part.rows.end.min(rows.end);
+            let here = run.start.max(rows.start)..run.end.min(rows.end);
             if !here.is_empty() {
                 let bytes = (here.start - rows.start) * row_bytes..(here.end - rows.start) * row_bytes;
                 gpu.write(&part.quants, ((here.start - part.rows.start) * row_bytes) as u64, &tensor.data[bytes])?;
@@ -196,42 +217,19 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Repacks rows of the matrix on several threads: one alone is slower than the bus.
+    /// Repacks rows of the matrix.
     fn repack_rows(&self, format: Dtype, rows: Range<usize>, quants: &mut [u8], scales: &mut [u8]) -> Result<()> {
         let bytes = RowBytes::new(format, self.width);
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
-        let each = rows.len().div_ceil(cores).max(MIN_THREAD_BYTES.div_ceil(bytes.total()));
-        let last = rows.end;
-        let one = &|rows: Range<usize>, quants: &mut [u8], scales: &mut [u8]| -> Result<()> {
-            for (i, row) in rows.enumerate() {
-                let (dtype, row) = self.row(row)?;
-                let quants = &mut quants[i * bytes.quants..(i + 1) * bytes.quants];
-                if dtype == format {
-                    repack(dtype, row, quants, &mut scales[i * bytes.scales..(i + 1) * bytes.scales]);
-                } else {
-                    repack_as_f32(dtype, row, quants);
-                }
+        for (i, row) in rows.enumerate() {
+            let (dtype, row) = self.row(row)?;
+            let quants = &mut quants[i * bytes.quants..(i + 1) * bytes.quants];
+            if dtype == format {
+                repack(dtype, row, quants, &mut scales[i * bytes.scales..(i + 1) * bytes.scales]);
+            } else {
+                repack_as_f32(dtype, row, quants);
             }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let (mut quants, mut scales) = (quants, scales);
-            let mut threads = Vec::new();
-            for start in rows.clone().step_by(each) {
-                let rows = start..rows.end.min(start + each);
-                let (q, more_quants) = quants.split_at_mut(rows.len() * bytes.quants);
-                let (s, more_scales) = scales.split_at_mut(rows.len() * bytes.scales);
-                (quants, scales) = (more_quants, more_scales);
-                if rows.end < last {
-                    threads.push(scope.spawn(move || one(rows, q, s)));
-                } else {
-                    one(rows, q, s)?;
-                }
-            }
-            threads
-                .into_iter()
-                .try_for_each(|t| t.join().unwrap_or_else(|_| Err(Args("matrix").error("a thread died"))))
-        })
+        }
+        Ok(())
     }
 
     /// Format and bytes of a row of the matrix in the file.

@@ -5,7 +5,7 @@ use super::product::{Types, bindings, check, params, parts};
 use super::tensor::Args;
 use super::unroll::unroll;
 use super::{Kernel, Wgsl, enables};
-use super::{matvec_bytes, norm};
+use super::{matvec_subgroup, norm};
 use crate::config::NormKind;
 use crate::dtype::{Dtype, Scalar};
 use crate::error::Result;
@@ -76,7 +76,7 @@ impl Variant {
 }
 
 /// Whether a thread's elements of such a matrix lie apart, as nothing keeps them together.
-const fn is_spread(weight: Dtype) -> bool {
+pub(super) const fn is_spread(weight: Dtype) -> bool {
     matches!(weight, Dtype::F32 | Dtype::F16 | Dtype::Bf16)
 }
 
@@ -94,13 +94,22 @@ pub(super) fn takes_norm(kernels: &Wgsl, norm: &Norm<'_, Wgsl>, op: &Product<'_,
         && !norm.add
         && norm.rows == op.rows
         && op.rows.len() == 1
-        && op.weight.parts().iter().all(|part| is_spread(part.format) || in_bytes(kernels, op, part).is_some())
+        && op
+            .weight
+            .parts()
+            .iter()
+            .all(|part| is_spread(part.format) || by_subgroups(kernels, op, part, Some(norm.eps)).is_some())
 }
 
-/// The variant that multiplies integers, where there is one.
-fn in_bytes(kernels: &Wgsl, op: &Product<'_, Wgsl>, part: &Part) -> Option<matvec_bytes::Variant> {
+/// The variant for subgroups of a known size, where there is one; `normed` is the norm's epsilon.
+fn by_subgroups(
+    kernels: &Wgsl,
+    op: &Product<'_, Wgsl>,
+    part: &Part,
+    normed: Option<f32>,
+) -> Option<matvec_subgroup::Variant> {
     let (types, bias) = (Types::of(op), op.bias.is_some());
-    matvec_bytes::Variant::choose(kernels, types, part.format, op.epilogue, bias, op.weight.width())
+    matvec_subgroup::Variant::choose(kernels, types, part.format, op.epilogue, bias, op.weight.width(), normed)
 }
 
 /// A product of a normed row; the product's `x` is not touched.
@@ -134,11 +143,8 @@ fn record_parts(
     let types = Types::of(op);
     for part in op.weight.parts() {
         let params = params(args, op, part)?;
-        let (kernel, workgroups) = match in_bytes(kernels, op, part) {
-            Some(variant) => {
-                let variant = norm.map_or(variant, |norm| variant.normed(norm.eps));
-                (Kernel::MatVecBytes(variant), matvec_bytes::Variant::workgroups(part.rows.len()))
-            }
+        let (kernel, workgroups) = match by_subgroups(kernels, op, part, norm.map(|norm| norm.eps)) {
+            Some(variant) => (Kernel::MatVecSubgroup(variant), variant.workgroups(part.rows.len())),
             None => {
                 let plain = Variant::choose(types, part.format, op.epilogue, op.bias.is_some(), kernels.kind);
                 let variant = Variant { normed: norm.map(|norm| norm.eps.to_bits()), ..plain };

@@ -48,7 +48,8 @@ impl RowBytes {
     }
 }
 
-/// Repacks one row of the file. `quants` and `scales` are a row of each plane, zeroed; what the row does not reach stays zero.
+/// Repacks one row of the file. `quants` and `scales` are a row of each plane, zeroed once for all rows of a width: what a row does not reach stays as it
+/// is, and everything else is written.
 pub(in crate::kernels) fn repack(format: Dtype, row: &[u8], quants: &mut [u8], scales: &mut [u8]) {
     if RowBytes::new(format, BLOCK).scales == 0 {
         return quants[..row.len()].copy_from_slice(row);
@@ -147,7 +148,8 @@ fn scales_in_order(ggml: &[u8], ours: &mut [u8]) {
             ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
         };
         ours[4 + j] = (scale & 15) | (least << 4);
-        ours[12 + j / 2] |= ((scale >> 4) | (least >> 4 << 2)) << (4 * (j % 2));
+        let (high, byte) = ((scale >> 4) | (least >> 4 << 2), &mut ours[12 + j / 2]);
+        *byte = if j % 2 == 0 { high } else { *byte | (high << 4) };
     }
 }
 
@@ -232,6 +234,8 @@ pub(in crate::kernels) mod tests {
                 let bytes = RowBytes::new(format, width);
                 assert!(bytes.quants.is_multiple_of(16) && bytes.scales.is_multiple_of(4));
                 let (mut quants, mut scales) = (vec![0; bytes.quants], vec![0; bytes.scales]);
+                // Uploads repack one row where another one was before.
+                repack(format, &vec![0xff; row.len()], &mut quants, &mut scales);
                 repack(format, &row, &mut quants, &mut scales);
                 let blocks = (0..width / format.block_len()).flat_map(|i| restore(format, i, &quants, &scales));
                 assert_eq!(blocks.collect::<Vec<_>>(), row, "{format:?} {width}");

@@ -8,14 +8,14 @@ use crate::config::RopePairs;
 use crate::dtype::{KvDtype, Scalar};
 use crate::error::Result;
 use crate::gpu::{Recording, ShaderSpec};
-use crate::kernels::{HeadNorm, RopeCache};
+use crate::kernels::RopeCache;
 
 /// Threads of a workgroup; as in the shader.
 const THREADS: usize = 64;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
+pub(super) struct Params {
     count: u32,
     per_row: u32,
     start2: u32,
@@ -44,34 +44,32 @@ struct NormParams {
 pub(super) struct Variant {
     activation: Scalar,
     kv: KvDtype,
-    adjacent: bool,
+    pairs: RopePairs,
 }
 
 impl Variant {
     pub fn new(activation: Scalar, kv: KvDtype, pairs: RopePairs) -> Self {
-        Self { activation, kv, adjacent: pairs == RopePairs::Adjacent }
+        Self { activation, kv, pairs }
     }
 
     pub fn spec(self) -> ShaderSpec {
-        let pairs = if self.adjacent {
-            include_str!("../../../shaders/lib/pairs_adjacent.wgsl")
-        } else {
-            include_str!("../../../shaders/lib/pairs_halves.wgsl")
-        };
         ShaderSpec {
-            name: format!(
-                "rope_cache {:?} {:?} {}",
-                self.activation,
-                self.kv,
-                if self.adjacent { "adjacent" } else { "halves" }
-            ),
+            name: format!("rope_cache {:?} {:?} {:?}", self.activation, self.kv, self.pairs),
             header: enables(self.activation),
-            parts: vec![act_part(self.activation), kv_part(self.kv), pairs],
+            parts: vec![act_part(self.activation), kv_part(self.kv), pairs_part(self.pairs)],
             op: include_str!("../../../shaders/rope_cache.wgsl"),
             entry: "rope_cache",
             overrides: Vec::new(),
             checked: false,
         }
+    }
+}
+
+/// The part that turns pairs.
+pub(super) const fn pairs_part(pairs: RopePairs) -> &'static str {
+    match pairs {
+        RopePairs::Adjacent => include_str!("../../../shaders/lib/pairs_adjacent.wgsl"),
+        RopePairs::Halves => include_str!("../../../shaders/lib/pairs_halves.wgsl"),
     }
 }
 
@@ -87,7 +85,8 @@ pub(super) fn norm_spec(activation: Scalar) -> ShaderSpec {
     }
 }
 
-pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgsl>) -> Result<()> {
+/// Checks everything but the norm.
+pub(super) fn check(kernels: &Wgsl, op: &RopeCache<'_, Wgsl>) -> Result<Params> {
     let args = Args("rope_cache");
     let dims = &op.dims;
     args.heads(dims)?;
@@ -98,13 +97,9 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgs
         format!("{} rotary elements", op.rotary)
     })?;
     args.holds("angles", op.angles, Scalar::F32, end, op.rotary)?;
-    let kv = op.k.kv();
     let cached = args.cache(op.k, op.v, dims, &(op.position..end), op.ring)?;
     let per_row = dims.qkv_width() / 4;
-    if let Some(norm) = &op.norm {
-        norm_heads(kernels, rec, op, norm, rows)?;
-    }
-    let params = Params {
+    Ok(Params {
         count: args.u32(rows * per_row)?,
         per_row: args.u32(per_row)?,
         start2: args.u32(op.rows.start * dims.qkv_width() / 2)?,
@@ -114,21 +109,22 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgs
         head4: args.u32(dims.head_dim / 4)?,
         rotary4: args.u32(op.rotary / 4)?,
         cached,
-    };
-    let pipeline = kernels.pipeline(Kernel::RopeCache(Variant::new(kernels.activation, kv, op.pairs)))?;
+    })
+}
+
+pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgsl>) -> Result<()> {
+    let params = check(kernels, op)?;
+    record_norm(kernels, rec, op)?;
+    let pipeline = kernels.pipeline(Kernel::RopeCache(Variant::new(kernels.activation, op.k.kv(), op.pairs)))?;
     let bindings = [op.angles.binding(), op.qkv.binding(), op.k.binding(), op.v.binding()];
-    let grid = args.grid((rows * per_row).div_ceil(THREADS), kernels.max_groups())?;
+    let grid = Args("rope_cache").grid((params.count as usize).div_ceil(THREADS), kernels.max_groups())?;
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, grid)
 }
 
-fn norm_heads(
-    kernels: &Wgsl,
-    rec: &mut Recording,
-    op: &RopeCache<'_, Wgsl>,
-    norm: &HeadNorm<'_, Wgsl>,
-    rows: usize,
-) -> Result<()> {
-    let (args, dims) = (Args("head_norm"), &op.dims);
+/// The norm of the heads, where there is one.
+pub(super) fn record_norm(kernels: &Wgsl, rec: &mut Recording, op: &RopeCache<'_, Wgsl>) -> Result<()> {
+    let Some(norm) = &op.norm else { return Ok(()) };
+    let (args, dims, rows) = (Args("head_norm"), &op.dims, op.rows.len());
     args.holds("q", norm.q, Scalar::F32, 1, dims.head_dim)?;
     args.holds("k", norm.k, Scalar::F32, 1, dims.head_dim)?;
     let count = rows * (dims.heads + dims.kv_heads);

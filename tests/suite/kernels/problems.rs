@@ -8,7 +8,7 @@ use runahead::kernels::{
     Product, RopeCache, RowOrder, ScoreRules, SoftCap,
 };
 
-use super::harness::{Check, Field, read_bytes, tensor_from_f32, tensor_from_u32};
+use super::harness::{Check, Field, read_bytes, read_f32, tensor_from_f32, tensor_from_u32};
 use super::reference::{self, Random, Value, random_weight};
 
 const ROWS: [usize; 7] = [1, 2, 15, 16, 17, 33, 70];
@@ -294,8 +294,9 @@ pub fn product_decode<K: Kernels>(k: &K) {
         case.first = case.first / 2 * 2;
         product_case(k, &mut check, &mut random, &case);
     }
-    // More columns than all workgroups take at a time, and rows that take several steps.
-    for (dtype, n, width) in [(Dtype::Q8_0, 4301, 96), (Dtype::Q4K, 67, 5120), (Dtype::Q6K, 35, 9472)] {
+    // More columns than all workgroups take at a time, rows that take several steps, and matrices that are uploaded in several runs.
+    let large = [(Dtype::Q8_0, 4301, 96), (Dtype::Q4K, 67, 5120), (Dtype::Q6K, 35, 9472)];
+    for (dtype, n, width) in large.into_iter().chain([(Dtype::Q4K, 4099, 2048), (Dtype::F16, 2111, 1100)]) {
         let case = ProductCase {
             parts: vec![(dtype, n)],
             order: RowOrder::Stacked,
@@ -605,6 +606,86 @@ pub fn attention_decode<K: Kernels>(k: &K) {
             check.unchanged(k, &case, "qkv", &qkv);
             check.unchanged(k, &case, "k", &keys);
             check.unchanged(k, &case, "v", &values);
+        }
+    }
+    check.finish();
+}
+
+/// A row that is turned on the way, beside one that is turned first: all pair orders, parts of a head, norms, windows and rings.
+pub fn rope_attention_decode<K: Kernels>(k: &K) {
+    let mut check = Check::new(k, "rope_attention_decode");
+    for i in 0..24 {
+        let (heads, kv_heads) = HEADS[(i + i / 7) % HEADS.len()];
+        let dims = HeadDims { heads, kv_heads, head_dim: HEAD_DIMS[i % HEAD_DIMS.len()] };
+        let (position, scalar) = ([0, 1, 15, 300, 47, 1000, 63, 550][(i + i / 8) % 8], CACHES[(i + i / 7) % 2]);
+        let pairs = [RopePairs::Halves, RopePairs::Adjacent][i / 2 % 2];
+        let rotary = [dims.head_dim, dims.head_dim / 8 * 4, 0][i % 3];
+        let rules = rules(i);
+        let cached = rules.window.map_or(position + 2, |window| window + 1);
+        let case = format!("{dims:?} {pairs:?} {rotary} cache={scalar:?} position={position} {rules:?}");
+        // The same numbers for both.
+        let fields = || {
+            let random = &mut Random::new(70 + i as u64);
+            let angles = Field::new(k, Scalar::F32, position + 1, rotary.max(4), |_, _| Some(random.symmetric()));
+            let norms = (i % 4 == 1).then(|| {
+                [0.5, 2.0]
+                    .map(|size| Field::new(k, Scalar::F32, 1, dims.head_dim, |_, _| Some(size + random.symmetric())))
+            });
+            let qkv = activations(k, random, 0, 1, dims.qkv_width(), 2.0);
+            let [keys, values] = [0; 2].map(|_| cache(k, random, scalar, cached - 1, dims.kv_width()));
+            let out = Field::poisoned(k, k.activation(), activation_rows(k, 0, 1), dims.q_width());
+            let partial = Field::poisoned(k, Scalar::F32, k.decode_splits() * heads, dims.head_dim + 2);
+            (angles, norms, qkv, [keys, values], out, partial)
+        };
+        let mut run = |together: bool| {
+            let (angles, norms, qkv, [keys, values], out, partial) = fields();
+            let done = check.run(k, &case, |rec| {
+                let (qkv, k_cache, v) = (&qkv.tensor, &keys.tensor, &values.tensor);
+                let norm = norms.as_ref().map(|[q, k]| HeadNorm { q: &q.tensor, k: &k.tensor, eps: 1e-3 });
+                let rope = RopeCache {
+                    qkv,
+                    angles: &angles.tensor,
+                    k: k_cache,
+                    v,
+                    ring: rules.window.is_some(),
+                    rows: 0..1,
+                    position,
+                    dims,
+                    pairs,
+                    rotary,
+                    norm,
+                };
+                let attention = AttentionDecode {
+                    qkv,
+                    k: k_cache,
+                    v,
+                    out: &out.tensor,
+                    partial: &partial.tensor,
+                    position,
+                    dims,
+                    scale: 0.3,
+                    rules,
+                    bias: None,
+                };
+                if together {
+                    return k.rope_attention_decode(rec, rope, attention);
+                }
+                k.rope_cache(rec, rope)?;
+                k.attention_decode(rec, attention)
+            });
+            done.then_some(([keys, values], out))
+        };
+        let (Some((caches, out)), Some((want_caches, want_out))) = (run(true), run(false)) else { continue };
+        let attended = read_f32(k, k.activation(), &want_out.tensor, 0..dims.q_width());
+        let scale = attended.iter().fold(0.0, |most: f64, v| most.max(f64::from(v.abs())));
+        let want = attended.iter().map(|&v| Value { want: f64::from(v), scale }).collect();
+        check.changed(k, &case, "out", &out, 0, &[want]);
+        for (name, (field, want)) in ["k", "v"].iter().zip(caches.iter().zip(&want_caches)) {
+            let bytes = |field: &Field<K>| {
+                let elements = cache_rows(k, cached - 1) * dims.kv_width();
+                read_bytes(k, &field.tensor, 0..elements)
+            };
+            check.expect(&case, "the same cache", bytes(field) == bytes(want), || format!("other bits in {name}"));
         }
     }
     check.finish();

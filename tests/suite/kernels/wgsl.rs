@@ -119,6 +119,6 @@ mod variants_for_hardware {
         assert_eq!(by_subgroups.len(), if a == Scalar::F16 { 3 } else { 2 }, "{by_subgroups:?}");
     }
 
-    kernel_suite! { hardware(), problems: product_decode norm_product attention_decode }
+    kernel_suite! { hardware(), problems: product_decode norm_product attention_decode rope_attention_decode arg_max }
     kernel_suite! { hardware(), edges: saturation }
 }

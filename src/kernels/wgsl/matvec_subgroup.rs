@@ -1,0 +1,181 @@
+//! Products of one row where subgroups have a known size: the variant of [`matvec`](super::matvec) whose workgroups go on from column to column. Quantised
+//! weights are multiplied as integers, where activations are f16.
+
+use super::matvec::is_spread;
+use super::norm;
+use super::product::{Types, parts};
+use super::subgroups::Subgroups;
+use super::unroll::unroll;
+use super::{Wgsl, enables};
+use crate::dtype::{Dtype, Scalar};
+use crate::gpu::{Caps, ShaderSpec};
+use crate::kernels::Epilogue;
+
+const SOURCE: &str = include_str!("../../../shaders/matvec_subgroup.wgsl");
+
+/// Most workgroups, as many as an H200 has multiprocessors.
+const GROUPS: usize = 132;
+
+/// Room for a row of `x` comes in steps of this many blocks of 32.
+const ROOM: u32 = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    types: Types,
+    weight: Dtype,
+    epilogue: Epilogue,
+    bias: bool,
+    /// The bits of epsilon, where the row is normed on the way.
+    normed: Option<u32>,
+    lanes: u32,
+    shape: Shape,
+    /// Blocks of 32 elements that `x` may have.
+    blocks: u32,
+    /// Whether a row of `x` may end within a block.
+    ragged: bool,
+}
+
+/// How a workgroup's subgroups share columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    /// Subgroups of a workgroup.
+    subgroups: u32,
+    /// Columns of a subgroup at a time: 1, or 2 for all epilogues.
+    columns: u32,
+}
+
+impl Shape {
+    /// Of 16 to 32 subgroups and 1 to 4 columns, what an H200 was fastest with. What is added to the residual stream has few columns, and more subgroups
+    /// have some of them where each takes one.
+    const fn choose(epilogue: Epilogue, lanes: u32, most_invocations: u32) -> Self {
+        let (invocations, columns) = if matches!(epilogue, Epilogue::Add) { (1024, 1) } else { (896, 2) };
+        let invocations = if most_invocations < invocations { most_invocations } else { invocations };
+        Self { subgroups: invocations / lanes, columns }
+    }
+}
+
+impl Variant {
+    /// Every variant for a weight format and an epilogue.
+    pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
+        let lanes = Subgroups::USUAL.lanes;
+        let shape = Shape::choose(epilogue, lanes, u32::MAX);
+        let ragged = is_spread(weight);
+        let plain = Self { types, weight, epilogue, bias, normed: None, lanes, shape, blocks: ROOM, ragged };
+        let normed = Self { types: Types { x: Scalar::F32, ..types }, normed: Some(1e-5_f32.to_bits()), ..plain };
+        let there = units(weight).is_some() && multiplies(weight, types.x);
+        [plain, normed].into_iter().filter(move |_| there)
+    }
+
+    /// Nothing where [`matvec`](super::matvec) has to do: with f32 activations integers would lose precision, some formats are not there, and a row of
+    /// `x` has to fit workgroup memory. `normed` is epsilon, where the row is normed on the way.
+    pub fn choose(
+        kernels: &Wgsl,
+        types: Types,
+        weight: Dtype,
+        epilogue: Epilogue,
+        bias: bool,
+        width: usize,
+        normed: Option<f32>,
+    ) -> Option<Self> {
+        let Subgroups { lanes } = kernels.subgroups()?;
+        units(weight).filter(|_| multiplies(weight, kernels.activation))?;
+        let caps = kernels.gpu.caps();
+        let types = Types { x: if normed.is_some() { Scalar::F32 } else { types.x }, ..types };
+        let blocks = u32::try_from(width).ok()?.div_ceil(32).next_multiple_of(ROOM);
+        let shape = Shape::choose(epilogue, lanes, caps.max_workgroup_invocations);
+        let (normed, ragged) = (normed.map(f32::to_bits), !width.is_multiple_of(32));
+        let variant = Self { types, weight, epilogue, bias, normed, lanes, shape, blocks, ragged };
+        variant.fits(caps).then_some(variant)
+    }
+
+    fn fits(self, caps: &Caps) -> bool {
+        self.shape.subgroups > 0 && self.memory_bytes() <= u64::from(caps.workgroup_memory_bytes)
+    }
+
+    /// Workgroup memory for a row of x, and for sums of squares.
+    fn memory_bytes(self) -> u64 {
+        let blocks = u64::from(self.blocks);
+        let row = if is_spread(self.weight) {
+            32 * blocks * self.types.x.bytes() as u64
+        } else {
+            4 * (blocks + 1) * 16 + 8 * blocks
+        };
+        row + 4 * u64::from(self.shape.subgroups)
+    }
+
+    /// Workgroups for a part of `rows` rows of the matrix.
+    pub fn workgroups(self, rows: usize) -> usize {
+        rows.div_ceil(self.shape.columns as usize).min(GROUPS)
+    }
+
+    pub fn spec(self) -> ShaderSpec {
+        let Self { types, weight, epilogue, bias, normed, lanes, shape, blocks, ragged } = self;
+        let Shape { subgroups, columns } = shape;
+        let ahead = if matches!(weight, Dtype::F16 | Dtype::Bf16) { 4 } else { 2 };
+        let once = |here: bool| u32::from(here);
+        let counts = [
+            ("COLUMNS", columns),
+            ("AHEAD", ahead),
+            ("SHARES", subgroups.div_ceil(lanes)),
+            ("PAIRS", once(columns == 2)),
+            ("ONES", once(columns == 1)),
+            ("WHOLE", once(!ragged)),
+            ("RAGGED", once(ragged)),
+        ];
+        let half = if types.out == Scalar::F16 { types.out } else { types.x };
+        // Here sums are added to what stood there before they were known, and then stored.
+        let (finish, standing) = match epilogue {
+            Epilogue::Add => (Epilogue::Store, include_str!("../../../shaders/lib/standing_out.wgsl")),
+            _ => (epilogue, include_str!("../../../shaders/lib/standing_none.wgsl")),
+        };
+        let (norm, overrides) = norm::on_the_way(normed);
+        let mut parts = parts(types, weight, finish, bias);
+        parts.extend([standing, norm]);
+        parts.extend(units(weight).unwrap_or_default());
+        ShaderSpec {
+            name: format!(
+                "matvec{} {} {} {epilogue:?} bias={bias} {subgroups} subgroups of {lanes}, {blocks} blocks{}",
+                if normed.is_some() { " normed" } else { "" },
+                types.name(),
+                weight.name(),
+                if ragged { " ragged" } else { "" }
+            ),
+            header: format!(
+                "{}const LANES: u32 = {lanes}u;\nconst SUBGROUPS: u32 = {subgroups}u;\nconst KEPT: u32 = SUBGROUPS;\n\
+                 const BLOCKS: u32 = {blocks}u;\nconst COLUMNS: u32 = {columns}u;\nconst AHEAD: u32 = {ahead}u;\n{}",
+                enables(half),
+                unroll(SOURCE, &counts)
+            ),
+            parts,
+            op: "",
+            entry: "matvec",
+            overrides,
+            checked: false,
+        }
+    }
+}
+
+/// Whether weights of a format are multiplied here where activations are of a type.
+fn multiplies(weight: Dtype, activation: Scalar) -> bool {
+    is_spread(weight) || activation == Scalar::F16
+}
+
+/// The parts that keep x and multiply a format's weights with it, beside those that read it; nothing where there are none.
+fn units(weight: Dtype) -> Option<Vec<&'static str>> {
+    const FLOATS: &str = include_str!("../../../shaders/lib/units_floats.wgsl");
+    const BYTES: &str = include_str!("../../../shaders/lib/units_bytes.wgsl");
+    const NIBBLES: &str = include_str!("../../../shaders/lib/bytes_nibbles.wgsl");
+    const FIFTH_BITS: &str = include_str!("../../../shaders/lib/bytes_fifth_bits.wgsl");
+    Some(match weight {
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => vec![FLOATS],
+        Dtype::Q8_0 => vec![BYTES, include_str!("../../../shaders/lib/bytes_q8_0.wgsl")],
+        Dtype::Q4_0 => vec![BYTES, NIBBLES, include_str!("../../../shaders/lib/bytes_q4_0.wgsl")],
+        Dtype::Q4_1 => vec![BYTES, NIBBLES, include_str!("../../../shaders/lib/bytes_q4_1.wgsl")],
+        Dtype::Q5_0 => vec![BYTES, NIBBLES, FIFTH_BITS, include_str!("../../../shaders/lib/bytes_q5_0.wgsl")],
+        Dtype::Q5_1 => vec![BYTES, NIBBLES, FIFTH_BITS, include_str!("../../../shaders/lib/bytes_q5_1.wgsl")],
+        Dtype::Q4K => vec![BYTES, NIBBLES, include_str!("../../../shaders/lib/bytes_q4_k.wgsl")],
+        Dtype::Q5K => vec![BYTES, NIBBLES, FIFTH_BITS, include_str!("../../../shaders/lib/bytes_q5_k.wgsl")],
+        Dtype::Q6K => vec![BYTES, NIBBLES, include_str!("../../../shaders/lib/bytes_q6_k.wgsl")],
+        Dtype::Iq4Nl | Dtype::Q2K | Dtype::Q3K => return None,
+    })
+}
