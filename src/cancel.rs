@@ -70,10 +70,14 @@ impl Wait {
         })
     }
 
-    /// Receives from a channel however long it takes: for waits on other adapters' work, whose own waits have the limit. A disconnected sender
-    /// gives `None`.
+    /// The same without a limit: for waits on what others compute, whose own waits have it.
+    pub fn patient(&self) -> Self {
+        Self { limit: Duration::MAX, ..self.clone() }
+    }
+
+    /// Receives from a channel however long it takes. A disconnected sender gives `None`.
     pub fn recv_patiently<T>(&self, from: &flume::Receiver<T>) -> Result<Option<T>> {
-        Self { limit: Duration::MAX, ..self.clone() }.recv(from, "another adapter")
+        self.patient().recv(from, "another adapter")
     }
 
     /// Sends into a bounded channel under this limit; `false` where the receiver is gone.

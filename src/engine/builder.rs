@@ -148,8 +148,7 @@ impl EngineBuilder {
     }
 
     /// Tokens that an adapter takes at a time at most (any number unless said here, as far as its tensors hold them). Longer prompts go in several
-    /// passes, one behind the other: that bounds the memory of activations, which grows with the longest share. No bit depends on it. A cut that
-    /// is [given](crate::runahead::partition::Split::Given) is not divided.
+    /// passes, one behind the other: that bounds the memory of activations, which grows with the longest share. No bit depends on it.
     pub fn max_share(mut self, tokens: usize) -> Self {
         self.max_share = tokens;
         self

@@ -354,10 +354,15 @@ impl Session {
 
     /// Takes tokens through the model in as few passes as the adapters' tensors allow.
     fn passes(&mut self, tokens: &[u32], options: &Options, rows_out: RowsOut) -> Result<(Outcome, PrefillReport)> {
+        if rows_out == RowsOut::All {
+            // Of the shares, and once more where they are joined.
+            let needed = 2 * (tokens.len() * self.engine.config().vocab * size_of::<f32>()) as u64;
+            chain::check_host_memory("the logits of all tokens", needed)?;
+        }
         let mut rest = tokens;
         let mut done: Option<(Outcome, PrefillReport)> = None;
         loop {
-            let (plan, n) = self.next_pass(rest.len(), options)?;
+            let (plan, n) = self.next_pass(rest.len(), tokens.len(), options)?;
             let (now, later) = rest.split_at(n);
             let of_pass = if later.is_empty() || rows_out == RowsOut::All { rows_out } else { RowsOut::None };
             let pass = self.pass(plan, now, of_pass, options.timed)?;
@@ -375,16 +380,16 @@ impl Session {
         }
     }
 
-    /// What to do with the first of `len` tokens, and how many these are: all of them, or half as often as it takes.
-    fn next_pass(&self, len: usize, options: &Options) -> Result<(Plan, usize)> {
-        let mut n = len;
+    /// What to do with the first of the `left` last of `len` tokens, and how many these are: all of them, or half as often as it takes.
+    fn next_pass(&self, left: usize, len: usize, options: &Options) -> Result<(Plan, usize)> {
+        let mut n = left;
         loop {
-            let plan = self.plan(n, options)?;
+            let plan = self.plan(n, len, options)?;
             let nodes = &self.nodes[self.nodes.len() - plan.schedule.n_adapters()..];
             let fits = nodes.iter().enumerate().all(|(i, node)| plan.schedule.n_rows(i) <= self.most_rows(&**node));
             // Passes end between granules.
             let half = ((self.len + n / 2) / GRANULE * GRANULE).saturating_sub(self.len);
-            if fits || half == 0 || matches!(options.split, Split::Given(_)) {
+            if fits || half == 0 {
                 return Ok((plan, n));
             }
             n = half;
@@ -405,21 +410,26 @@ impl Session {
         Ok(self.report(plan, outcome))
     }
 
-    fn plan(&self, len: usize, options: &Options) -> Result<Plan> {
+    /// For `part` of `len` tokens.
+    fn plan(&self, part: usize, len: usize, options: &Options) -> Result<Plan> {
         let (n_layers, windows) = (self.engine.config().n_layers, self.engine.config().windows());
         let n = self.nodes.len();
+        let lengths = |n_pieces| match part == len {
+            true => options.split.lengths(self.len, len, n_pieces),
+            false => options.split.part_lengths(self.len, part, n_pieces),
+        };
         if options.mode == Mode::Single || n == 1 {
             if options.split != Split::Even {
-                options.split.lengths(self.len, len, 1)?;
+                lengths(1)?;
             }
-            let schedule = Schedule::single(self.len, len, n_layers).windowed(&windows);
+            let schedule = Schedule::single(self.len, part, n_layers).windowed(&windows);
             return Ok(Plan { schedule, mode: Mode::Single, note: None });
         }
-        let lengths = options.split.lengths(self.len, len, options.mode.n_pieces(n))?;
+        let lengths = lengths(options.mode.n_pieces(n))?;
         let schedule = options.mode.schedule(self.len, &lengths, n_layers).windowed(&windows);
         let used = schedule.n_adapters();
         let granules = lengths.len();
-        let note = (used < n).then(|| format!("{len} tokens are {granules} granules: {used} of {n} adapters used"));
+        let note = (used < n).then(|| format!("{part} tokens are {granules} granules: {used} of {n} adapters used"));
         Ok(Plan { schedule, mode: options.mode, note })
     }
 
@@ -429,15 +439,22 @@ impl Session {
         if !schedule.reads_past() {
             return Ok(Retention::Transit);
         }
-        let wait = Wait::new(&self.cancel);
+        let mut missing = Vec::new();
         for layer in schedule.layers.clone() {
             let read = schedule.past_read(layer);
             self.record.forget_before(layer, read.start);
-            let missing = Piece::new(self.record.end(layer, read.start).min(read.end), read.end);
-            if !missing.is_empty() {
-                let bytes = self.last().read_rows(layer, missing, &wait)?;
-                self.record.keep(layer, Arc::new(Block::in_pages(missing, &bytes)?));
+            let rows = Piece::new(self.record.end(layer, read.start).min(read.end), read.end);
+            if !rows.is_empty() {
+                missing.push((layer, rows));
             }
+        }
+        let n_rows: usize = missing.iter().map(|(_, rows)| rows.len()).sum();
+        let needed = 2 * (n_rows * self.last().row_bytes()) as u64;
+        chain::check_host_memory("the K/V rows of the past", needed)?;
+        let wait = Wait::new(&self.cancel);
+        for (layer, rows) in missing {
+            let bytes = self.last().read_rows(layer, rows, &wait)?;
+            self.record.keep(layer, Arc::new(Block::in_pages(rows, &bytes)?));
         }
         Ok(Retention::Record)
     }

@@ -137,7 +137,8 @@ impl Caps {
         Self {
             tier: Tier::Base,
             max_buffer_bytes: limits.max_buffer_size,
-            max_binding_bytes: limits.max_storage_buffer_binding_size / 4 * 4,
+            // Shaders count in 32 bits, and Metal binds more than these can.
+            max_binding_bytes: limits.max_storage_buffer_binding_size.min(i32::MAX as u64) / 4 * 4,
             workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_size: [

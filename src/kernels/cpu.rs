@@ -353,7 +353,8 @@ impl Kernels for Cpu {
     }
 
     fn submit(&self, rec: Recording, wait: &Wait) -> Result<Submitted> {
-        let _turn = wait.until("the CPU adapter", |slice| match self.turn.try_lock() {
+        // What another session computes here may take minutes.
+        let _turn = wait.patient().until("the CPU adapter", |slice| match self.turn.try_lock() {
             Ok(turn) => Ok(Some(turn)),
             Err(std::sync::TryLockError::WouldBlock) => {
                 std::thread::sleep(slice.min(std::time::Duration::from_millis(1)));

@@ -324,7 +324,7 @@ impl Board {
     /// A block for what adapter `from` sends of `piece` in a layer ([`Schedule::rows_sent`]); waits for a free one.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], [`Error::Timeout`] where no reader gave one back, [`Error::Partition`] for a piece that the adapter does not send.
+    /// [`Error::Cancelled`], [`Error::Partition`] for a piece that the adapter does not send.
     pub fn reserve(&self, from: usize, layer: usize, piece: usize, wait: &Wait) -> Result<Block> {
         let rows = self.schedule.rows_sent(from, piece, layer);
         let len = 2 * rows.len() * self.row_bytes;
@@ -334,7 +334,8 @@ impl Board {
             return Ok(Block { rows, bytes, len, wanted: Wanted::HOST, peer: None, home: None });
         }
         let (hop, wanted) = (self.hop(from, piece)?, self.wanted(from, piece)?);
-        wait.recv(&hop.take, "a free block on the board")?;
+        // A slow reader gives one back for each layer that it has computed.
+        wait.recv_patiently(&hop.take)?;
         let home = Home { pool: self.pool.clone(), free: hop.back.clone() };
         Ok(Block { rows, bytes: Bytes::Pages(self.pool.take(len)?), len, wanted, peer: None, home: Some(home) })
     }
@@ -397,5 +398,36 @@ impl Board {
     fn lock_record(&self) -> std::sync::MutexGuard<'_, Record> {
         // A thread that panicked while inserting an Arc leaves the list sound; the panic itself is reported by the chain.
         self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cancel::Cancel;
+
+    #[test]
+    fn a_slow_reader_is_waited_for_however_long_it_takes() {
+        let schedule = Schedule::runahead(0, &[16, 16], 8);
+        let (board, mailboxes) =
+            Board::new(&schedule, 4, Retention::Transit, Record::new(8), HostPool::default()).unwrap();
+        let cancel = Cancel::new();
+        let wait = Wait { limit: Duration::from_millis(1), ..Wait::new(&cancel) };
+        for layer in 0..TRANSIT_SLOTS {
+            let block = board.reserve(0, layer, 0, &wait).unwrap();
+            board.publish(0, layer, 0, block, None, &wait).unwrap();
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Many times the limit, and of what a wait sleeps at a time.
+                std::thread::sleep(Duration::from_millis(200));
+                drop(mailboxes[1].recv().unwrap());
+            });
+            board.reserve(0, TRANSIT_SLOTS, 0, &wait).unwrap();
+        });
+        cancel.cancel();
+        assert!(matches!(board.reserve(0, TRANSIT_SLOTS + 1, 0, &wait), Err(Error::Cancelled)));
     }
 }

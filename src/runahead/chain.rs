@@ -75,7 +75,8 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
     let row_bytes = nodes[0].row_bytes();
     let needed = Board::bytes(schedule, row_bytes, request.retention);
     request.pool.trim(needed);
-    check_host_memory(needed.saturating_sub(request.pool.idle_bytes()), Cpu::free_memory_bytes)?;
+    let more = needed.saturating_sub(request.pool.idle_bytes());
+    check_host_memory("the board that K/V rows pass through", more)?;
     let peers = nodes.iter().map(|node| node.link() == Link::Cuda).collect();
     let (board, mailboxes) = Board::new(schedule, row_bytes, request.retention, request.record, request.pool)?;
     let board = board.with_peers(peers);
@@ -133,18 +134,22 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
     gather(schedule, logs, request.cancel, board)
 }
 
-/// Says no before the first block is allocated, where the system tells how much is free. One adapter alone needs no board, and asks nobody.
-fn check_host_memory(needed: u64, available: impl Fn() -> Option<u64>) -> Result<()> {
+/// Says no before the first byte is allocated, where the system tells how much is free. Who needs nothing asks nobody.
+///
+/// # Errors
+/// [`Error::Memory`] with both numbers.
+pub fn check_host_memory(what: &str, needed: u64) -> Result<()> {
+    fits_host(what, needed, Cpu::free_memory_bytes)
+}
+
+fn fits_host(what: &str, needed: u64, available: impl Fn() -> Option<u64>) -> Result<()> {
     if needed == 0 {
         return Ok(());
     }
     match available() {
-        Some(available) if needed > available => Err(Error::Memory {
-            adapter: "host".to_owned(),
-            what: "the board that K/V rows pass through".to_owned(),
-            needed,
-            available,
-        }),
+        Some(available) if needed > available => {
+            Err(Error::Memory { adapter: "host".to_owned(), what: what.to_owned(), needed, available })
+        }
         _ => Ok(()),
     }
 }
@@ -173,18 +178,22 @@ fn gather(schedule: &Schedule, logs: Vec<Result<ShareLog>>, cancel: &Cancel, boa
             output @ (Output::Token(_) | Output::LastLogits(_)) => last = Some(output),
             Output::Logits(rows) => {
                 let width = rows.len() / schedule.n_rows(i).max(1);
-                let mut rest = rows.as_slice();
+                let mut rest = rows;
                 for &p in &schedule.share[i] {
-                    let (piece, after) = rest.split_at(schedule.pieces[p].len() * width);
-                    pieces_of_logits.push((p, piece.to_vec()));
-                    rest = after;
+                    let after = rest.split_off(schedule.pieces[p].len() * width);
+                    pieces_of_logits.push((p, std::mem::replace(&mut rest, after)));
                 }
             }
         }
         adapters.push(share.log);
     }
     pieces_of_logits.sort_by_key(|(p, _)| *p);
-    let logits = || Output::Logits(pieces_of_logits.into_iter().flat_map(|(_, rows)| rows).collect());
+    let logits = || {
+        let mut pieces = pieces_of_logits.into_iter().map(|(_, rows)| rows);
+        let mut all = pieces.next().unwrap_or_default();
+        pieces.for_each(|rows| all.extend(rows));
+        Output::Logits(all)
+    };
     let output = last.unwrap_or_else(logits);
     Ok(Outcome { output, adapters, record: board.into_record() })
 }
@@ -195,11 +204,11 @@ mod tests {
 
     #[test]
     fn a_board_that_does_not_fit_the_host_is_refused_with_both_numbers() {
-        let refused = check_host_memory(1 << 30, || Some(1 << 20));
+        let refused = fits_host("rows", 1 << 30, || Some(1 << 20));
         assert!(
             matches!(refused, Err(Error::Memory { needed, available, .. }) if needed == 1 << 30 && available == 1 << 20)
         );
-        check_host_memory(1 << 20, || Some(1 << 20)).unwrap();
-        check_host_memory(1 << 40, || None).unwrap();
+        fits_host("rows", 1 << 20, || Some(1 << 20)).unwrap();
+        fits_host("rows", 1 << 40, || None).unwrap();
     }
 }

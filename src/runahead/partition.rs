@@ -12,7 +12,7 @@ pub enum Split {
     /// As many granules for each adapter (KVR-E).
     #[default]
     Even,
-    /// These lengths, in tokens.
+    /// These lengths, in tokens; where a prompt has to go in passes, each pass is cut in their proportion.
     Given(Vec<usize>),
 }
 
@@ -29,6 +29,22 @@ impl Split {
             Split::Even => Ok(weighted(past, len, &vec![1.0; n_adapters])),
             Split::Given(lengths) => check_given(past, len, n_adapters, lengths).map(|()| lengths.clone()),
         }
+    }
+
+    /// As [`lengths`](Self::lengths), for a part of the prompt that this cuts.
+    ///
+    /// # Errors
+    /// [`Error::Partition`] for other than one length for each of `n_adapters`, or one of 0, [`Error::EmptyPrompt`] where `len` is 0.
+    pub fn part_lengths(&self, past: usize, len: usize, n_adapters: usize) -> Result<Vec<usize>> {
+        let Split::Given(lengths) = self else { return self.lengths(past, len, n_adapters) };
+        if lengths.len() != n_adapters || lengths.contains(&0) {
+            return Err(Error::Partition(format!("lengths {lengths:?} for {n_adapters} adapters")));
+        }
+        if len == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        let weights: Vec<f64> = lengths.iter().map(|&n| n as f64).collect();
+        Ok(weighted(past, len, &weights))
     }
 }
 

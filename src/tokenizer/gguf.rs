@@ -14,13 +14,16 @@ use crate::error::{Error, Result};
 use crate::weights::gguf::{Gguf, TextTable};
 
 // Values of `tokenizer.ggml.token_type`.
+const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const BYTE: i32 = 6;
 
-/// Tokens that end a turn of a conversation in the families' templates; older files do not say which one it is.
-const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
+/// Tokens that end a turn of a conversation in the families' templates, and a text or a call in their training. A file names one of them, two at most,
+/// and some do not even mark them as control tokens.
+const ENDS: [&str; 7] =
+    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"];
 
 /// A vocabulary with its encoder.
 #[derive(Debug)]
@@ -58,11 +61,16 @@ impl Vocabulary {
         let Some(model) = file.text("tokenizer.ggml.model")? else { return Ok(None) };
         let texts =
             file.texts("tokenizer.ggml.tokens")?.ok_or_else(|| file.bad("`tokenizer.ggml.tokens` is missing"))?;
-        let kinds = file.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
+        let mut kinds = file.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
         if !kinds.is_empty() && kinds.len() != texts.len() {
             return Err(file.bad(format!("{} token types for {} tokens", kinds.len(), texts.len())));
         }
-        let ids = Ids::read(file, model, &texts, &kinds)?;
+        let ends: Vec<u32> = strings(&texts).filter(|(_, text)| ENDS.contains(text)).map(|(id, _)| id).collect();
+        if !ends.is_empty() {
+            kinds.resize(texts.len(), NORMAL);
+            ends.iter().for_each(|&id| kinds[id as usize] = CONTROL);
+        }
+        let ids = Ids::read(file, model, texts.len(), ends)?;
         let (encoder, add_bos) = match model {
             "gpt2" => merges(file, &texts, &kinds)?,
             "llama" => (scores(file, &texts, &kinds, ids.unknown)?, true),
@@ -156,9 +164,8 @@ struct Ids {
 }
 
 impl Ids {
-    /// SentencePiece files may leave the ids at their customary values.
-    fn read(file: &Gguf, model: &str, texts: &TextTable, kinds: &[i32]) -> Result<Self> {
-        let n_tokens = texts.len();
+    /// SentencePiece files may leave the ids at their customary values. `ends` are those by their spelling.
+    fn read(file: &Gguf, model: &str, n_tokens: usize, ends: Vec<u32>) -> Result<Self> {
         let id = |name: &str, customary: Option<i128>| {
             let key = format!("tokenizer.ggml.{name}_token_id");
             // -1 says that there is none, as signed or as unsigned integer.
@@ -172,18 +179,18 @@ impl Ids {
             }
         };
         let (bos, end, unknown) = (id("bos", Some(1))?, id("eos", Some(2))?, id("unknown", Some(0))?);
-        let ends_turn = |id: &u32| {
-            kind(kinds, *id as usize) == CONTROL
-                && texts.get(*id as usize).is_some_and(|text| TURN_ENDS.contains(&text))
-        };
-        let turn = id("eot", None)?.or_else(|| (0..).take(n_tokens).find(ends_turn));
-        let turn = turn.filter(|&turn| Some(turn) != end);
-        Ok(Self { bos, eos: end.into_iter().chain(turn).collect(), unknown })
+        let mut eos: Vec<u32> = Vec::new();
+        for id in end.into_iter().chain(id("eot", None)?).chain(ends) {
+            if !eos.contains(&id) {
+                eos.push(id);
+            }
+        }
+        Ok(Self { bos, eos, unknown })
     }
 }
 
 fn kind(kinds: &[i32], id: usize) -> i32 {
-    kinds.get(id).copied().unwrap_or(1)
+    kinds.get(id).copied().unwrap_or(NORMAL)
 }
 
 fn strings(texts: &TextTable) -> impl Iterator<Item = (u32, &str)> {

@@ -397,6 +397,15 @@ fn shares_that_are_too_long_go_in_passes_with_the_same_bits() {
             let report = generation.report().clone();
             (generation.map(|t| t.unwrap().id).collect::<Vec<_>>(), report)
         };
+        // A cut that is given for the whole is the proportion of each pass.
+        if devices.len() == 2 {
+            let given = Options { split: Split::Given(vec![160, 70]), ..Options::default() };
+            let [want, got] = [&mut one, &mut other].map(|session| {
+                session.clear();
+                turn(session, n_layers, &ids, &given)
+            });
+            assert!(want == got, "{family} {devices:?} cut as given");
+        }
         let ((want, _), (got, report)) = (answer(&mut one), answer(&mut other));
         assert_eq!(got, want, "{family} {devices:?}");
         let shares = report.partition.len();

@@ -46,7 +46,7 @@ fn smollm2_gives_the_reference_ids_and_texts() {
         assert_eq!(tokenizer.encode(case["text"].as_str().unwrap(), true).unwrap(), ids(&case["ids"]), "{name}");
         assert_eq!(tokenizer.decode(&ids(&case["greedy"])).unwrap(), case["greedy_text"].as_str().unwrap(), "{name}");
     }
-    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_len()), (Some(1), [2].as_slice(), 49152));
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_len()), (Some(1), [2, 0].as_slice(), 49152));
     assert!(matches!(tokenizer.decode(&[49152]), Err(Error::BadToken { id: 49152, vocab: 49152 })));
 }
 

@@ -523,7 +523,7 @@ fn smollm2_is_read_whole() {
         ..llama(30, rope)
     };
     assert_eq!(files.config, config);
-    assert_eq!((files.eos, files.file_bytes), (vec![2], 98_362_432));
+    assert_eq!((files.eos, files.file_bytes), (vec![2, 0], 98_362_432));
     assert_eq!(files.weights.matrix(Role::TokenEmbedding, 49152, 576).unwrap().dtype, Dtype::Q8_0);
     assert_eq!(files.weights.matrix(Role::Layer(29, LayerRole::K), 192, 576).unwrap().dtype, Dtype::Q4_1);
     assert_eq!(files.weights.vector(Role::Layer(0, LayerRole::AttnNorm), 576).unwrap().dtype, Dtype::F32);

@@ -125,17 +125,20 @@ fn families_with_spaces_as_characters_give_the_reference_ids_from_both_kinds_of_
 
 #[test]
 fn files_without_hints_are_read_as_their_families_wrote_them() {
-    // A turn's end is found by its spelling among the control tokens.
+    // Ends are found by their spelling, however many they are, and are control tokens whatever the file says: not text, and cut out of a text as one.
     let (file, _) = sentencepiece();
-    let named = |kind: i32| {
-        file.clone()
-            .texts("tokenizer.ggml.tokens", ["<unk>", "<s>", "</s>", "▁", "a", "<end_of_turn>"])
-            .floats("tokenizer.ggml.scores", &[0.0; 6])
-            .integers("tokenizer.ggml.token_type", &[2, 3, 3, 1, 1, kind])
-    };
-    assert_eq!(tokenizer(&named(3)).unwrap().eos(), [2, 5]);
-    assert_eq!(tokenizer(&named(1)).unwrap().eos(), [2]);
-    assert_eq!(tokenizer(&named(3).u32("tokenizer.ggml.eot_token_id", 1)).unwrap().eos(), [2, 1]);
+    for kind in [3, 1] {
+        let named = file
+            .clone()
+            .texts("tokenizer.ggml.tokens", ["<unk>", "<s>", "</s>", "▁", "a", "<end_of_turn>", "<|endoftext|>"])
+            .floats("tokenizer.ggml.scores", &[0.0; 7])
+            .integers("tokenizer.ggml.token_type", &[2, 3, 3, 1, 1, kind, kind]);
+        let found = tokenizer(&named).unwrap();
+        assert_eq!(found.eos(), [2, 5, 6]);
+        assert_eq!(found.encode("a<end_of_turn>a", false).unwrap().iter().filter(|&&id| id == 5).count(), 1);
+        assert_eq!(found.decode(&[4, 5, 4]).unwrap(), "aa");
+        assert_eq!(tokenizer(&named.u32("tokenizer.ggml.eot_token_id", 1)).unwrap().eos(), [2, 1, 5, 6]);
+    }
 }
 
 /// SentencePiece writes spaces as `▁` before it looks for tokens of its user, in whichever way the file spells them.
