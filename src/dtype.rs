@@ -96,6 +96,11 @@ impl Dtype {
             .ok_or_else(|| Error::Config(format!("{len} elements of {} overflow", self.name())))
     }
 
+    /// Whether elements are numbers of their own, without scales.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Dtype::F32 | Dtype::F16 | Dtype::Bf16)
+    }
+
     /// The usual name, as llama.cpp prints it.
     pub const fn name(self) -> &'static str {
         match self {

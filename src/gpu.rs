@@ -15,6 +15,7 @@ mod compiling;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
+mod info;
 mod native;
 mod peer;
 mod pipeline;
@@ -25,12 +26,13 @@ mod timing;
 mod transfer;
 mod uniforms;
 
-pub use adapter::{GpuAdapter, GpuInfo, GpuKind, Opening, Transfers, enumerate};
+pub use adapter::{GpuAdapter, enumerate};
 pub use buffer::{Binding, Buffer};
 pub use caps::{Caps, CoopScalar, CoopShape, Tier};
 #[cfg(feature = "cuda")]
 pub use cuda::{Kernel, Launch, MatMul, Mixed, Module, cuda_versions};
 pub use device::{Gpu, Submission};
+pub use info::{GpuInfo, GpuKind, Opening, Transfers};
 pub use native::{HostMemory, copy_bytes};
 pub use peer::PeerMemory;
 pub use pipeline::Pipeline;

@@ -20,7 +20,7 @@ struct Inner {
     handles: Option<Handles>,
     /// The memory as CUDA sees it, where it does.
     #[cfg(feature = "cuda")]
-    imported: std::sync::OnceLock<super::cuda::Memory>,
+    imported: std::sync::OnceLock<super::cuda::driver::Memory>,
     owner: Arc<Owner>,
 }
 
@@ -82,12 +82,12 @@ impl Buffer {
 
     /// Notes where CUDA sees the memory; once.
     #[cfg(feature = "cuda")]
-    pub(super) fn set_imported(&self, memory: super::cuda::Memory) {
+    pub(super) fn set_imported(&self, memory: super::cuda::driver::Memory) {
         let _ = self.0.imported.set(memory);
     }
 
     #[cfg(feature = "cuda")]
-    pub(super) fn imported(&self) -> Option<&super::cuda::Memory> {
+    pub(super) fn imported(&self) -> Option<&super::cuda::driver::Memory> {
         self.0.imported.get()
     }
 
@@ -162,4 +162,11 @@ impl<'a> Binding<'a> {
     pub fn whole(buffer: &'a Buffer) -> Self {
         Self { buffer, offset: 0, bytes: buffer.bytes() }
     }
+}
+
+/// A [`Binding`] that owns its buffer.
+pub(super) struct Bound {
+    pub buffer: Buffer,
+    pub offset: u64,
+    pub bytes: u64,
 }

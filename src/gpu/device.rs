@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::adapter::{GpuInfo, Opening};
 use super::buffer::{Buffer, Owner};
 use super::caps::{Caps, features_of};
 use super::compiling::{self, DiskCache};
+use super::info::{GpuInfo, Opening};
 use super::native;
 use super::pipeline::{Pipeline, Pipelines};
 use super::readback::{Download, Staged, StagingPool};

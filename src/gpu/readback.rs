@@ -104,6 +104,21 @@ fn size_class(bytes: u64) -> u64 {
     bytes.next_multiple_of(step)
 }
 
+/// A staging buffer that a submission fills, and where to announce it.
+pub(super) struct Filled {
+    pub buffer: wgpu::Buffer,
+    pub bytes: u64,
+    pub staged: Arc<OnceLock<Staged>>,
+}
+
+impl Filled {
+    /// Asks for the mapping; after the submit.
+    pub fn map(self) {
+        // A recording is submitted once, so the cell is empty.
+        let _ = self.staged.set(Staged::map(self.buffer, self.bytes));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

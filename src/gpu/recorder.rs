@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use super::adapter::GpuInfo;
-use super::buffer::{Binding, Buffer, Owner};
+use super::buffer::{Binding, Bound, Buffer, Owner};
+use super::info::GpuInfo;
 use super::pipeline::Pipeline;
-use super::readback::{Download, Staged, StagingPool};
+use super::readback::{Download, Filled, Staged, StagingPool};
 use super::shader::{Access, MAX_PARAMS_BYTES};
 use super::timing::{Clock, Timing};
 use super::uniforms::Uniforms;
@@ -28,28 +28,6 @@ enum Command {
     Copy { from: Buffer, from_offset: u64, to: Buffer, to_offset: u64, bytes: u64 },
     Download { from: Buffer, offset: u64, bytes: u64, staged: Arc<OnceLock<Staged>> },
     Tag(u8),
-}
-
-/// A [`Binding`] that owns its buffer.
-pub(super) struct Bound {
-    pub buffer: Buffer,
-    pub offset: u64,
-    pub bytes: u64,
-}
-
-/// A staging buffer that a submission fills, and where to announce it.
-pub(super) struct Filled {
-    pub buffer: wgpu::Buffer,
-    pub bytes: u64,
-    pub staged: Arc<OnceLock<Staged>>,
-}
-
-impl Filled {
-    /// Asks for the mapping; after the submit.
-    pub fn map(self) {
-        // A recording is submitted once, so the cell is empty.
-        let _ = self.staged.set(Staged::map(self.buffer, self.bytes));
-    }
 }
 
 impl Recording {

@@ -6,8 +6,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::readback::{Download, Staged, StagingPool};
-use super::recorder::Filled;
+use super::readback::{Download, Filled, Staged, StagingPool};
 
 /// wgpu's bound on the queries of a set.
 const MOST_QUERIES: u32 = 4096;

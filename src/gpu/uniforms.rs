@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::buffer::Bound;
 use super::pipeline::Layout;
-use super::recorder::Bound;
 
 /// Bind groups kept at most. A model of 100 layers with 10 kernels a layer has 1,000.
 const MAX_BIND_GROUPS: usize = 4096;

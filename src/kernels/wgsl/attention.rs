@@ -58,6 +58,12 @@ impl Variant {
 /// The part with the shaders' form of [`Params`].
 pub(super) const PARAMS: &str = include_str!("../../../shaders/lib/attention_params.wgsl");
 
+/// The part by which the kernels that attend for one row share parameters.
+pub(super) const DECODE_PARAMS: &str = include_str!("../../../shaders/lib/attention_decode_params.wgsl");
+
+/// The part for a cache that these only read.
+pub(super) const CACHE_READ: &str = include_str!("../../../shaders/lib/cache_read.wgsl");
+
 /// The parts of an attention shader: cache elements, bias of scores, soft-cap.
 pub(super) fn score_parts(kv: KvDtype, bias: bool) -> Vec<&'static str> {
     let bias = if bias {

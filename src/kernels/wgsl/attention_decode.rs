@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{check_rules, score_parts};
+use super::attention::{CACHE_READ, DECODE_PARAMS, check_rules, score_parts};
 use super::attention_decode_subgroup as subgroup;
 use super::tensor::{Args, Tensor};
 use super::{Kernel, Wgsl, act_part, enables, rope_cache};
@@ -20,12 +20,6 @@ const KEYS: usize = 64;
 
 /// Most query heads that a workgroup takes.
 const MAX_HEADS: usize = 4;
-
-/// The part with the shaders' form of [`Params`].
-pub(super) const PARAMS: &str = include_str!("../../../shaders/lib/attention_decode_params.wgsl");
-
-/// The part for a cache that is only read.
-pub(super) const CACHE: &str = include_str!("../../../shaders/lib/cache_read.wgsl");
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -101,7 +95,8 @@ impl Variant {
                 self.heads,
                 self.threads
             ),
-            parts: [vec![act_part(self.activation), PARAMS], score_parts(self.kv, self.bias), vec![CACHE]].concat(),
+            parts: [vec![act_part(self.activation), DECODE_PARAMS], score_parts(self.kv, self.bias), vec![CACHE_READ]]
+                .concat(),
             op: include_str!("../../../shaders/attention_decode.wgsl"),
             entry: "attention_decode",
             overrides: Vec::new(),

@@ -1,8 +1,7 @@
 //! Attention of one row where subgroups have a known size: the variant of [`attention_decode`](super::attention_decode) whose loop has no barrier, and
 //! which needs no merge while the keys are few.
 
-use super::attention::score_parts;
-use super::attention_decode::{CACHE, PARAMS};
+use super::attention::{CACHE_READ, DECODE_PARAMS, score_parts};
 use super::rope_cache::pairs_part;
 use super::subgroups::{ATTEND, Subgroups};
 use super::unroll::unroll;
@@ -86,7 +85,7 @@ impl Variant {
         };
         let row = match turned {
             Some(pairs) => vec![pairs_part(pairs), include_str!("../../../shaders/lib/row_turned.wgsl")],
-            None => vec![CACHE, include_str!("../../../shaders/lib/row_rotated.wgsl")],
+            None => vec![CACHE_READ, include_str!("../../../shaders/lib/row_rotated.wgsl")],
         };
         ShaderSpec {
             name: format!(
@@ -100,7 +99,7 @@ impl Variant {
                 enables(activation),
                 unroll(SOURCE, &counts)
             ),
-            parts: [vec![act_part(activation), PARAMS], score_parts(kv, bias), row, vec![leave]].concat(),
+            parts: [vec![act_part(activation), DECODE_PARAMS], score_parts(kv, bias), row, vec![leave]].concat(),
             op: "",
             entry: "attention_decode",
             overrides: Vec::new(),

@@ -32,7 +32,7 @@ impl Variant {
         let choose = move |kind| {
             let plain = Self::choose(types, weight, epilogue, bias, kind);
             let normed = Self { types: Types { x: Scalar::F32, ..types }, normed: Some(1e-5_f32.to_bits()), ..plain };
-            std::iter::once(plain).chain(is_spread(weight).then_some(normed))
+            std::iter::once(plain).chain(weight.is_float().then_some(normed))
         };
         [GpuKind::Software, GpuKind::Discrete].into_iter().flat_map(choose)
     }
@@ -63,7 +63,7 @@ impl Variant {
                 "{}const THREADS: u32 = {threads}u;\nconst QUADS: u32 = {}u;\nconst SPREAD: bool = {};\n{}",
                 enables(half),
                 columns / 4,
-                is_spread(weight),
+                weight.is_float(),
                 unroll(MATVEC, &[("QUADS", columns / 4), ("FOUR", 4)])
             ),
             parts,
@@ -73,11 +73,6 @@ impl Variant {
             checked: false,
         }
     }
-}
-
-/// Whether a thread's elements of such a matrix lie apart, as nothing keeps them together.
-pub(super) const fn is_spread(weight: Dtype) -> bool {
-    matches!(weight, Dtype::F32 | Dtype::F16 | Dtype::Bf16)
 }
 
 pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>) -> Result<()> {
@@ -98,7 +93,7 @@ pub(super) fn takes_norm(kernels: &Wgsl, norm: &Norm<'_, Wgsl>, op: &Product<'_,
             .weight
             .parts()
             .iter()
-            .all(|part| is_spread(part.format) || by_subgroups(kernels, op, part, Some(norm.eps)).is_some())
+            .all(|part| part.format.is_float() || by_subgroups(kernels, op, part, Some(norm.eps)).is_some())
 }
 
 /// The variant for subgroups of a known size, where there is one; `normed` is the norm's epsilon.

@@ -1,7 +1,6 @@
 //! Products of one row where subgroups have a known size: the variant of [`matvec`](super::matvec) whose workgroups go on from column to column. Quantised
 //! weights are multiplied as integers, where activations are f16.
 
-use super::matvec::is_spread;
 use super::norm;
 use super::product::{Types, parts};
 use super::subgroups::Subgroups;
@@ -59,7 +58,7 @@ impl Variant {
     pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
         let lanes = Subgroups::USUAL.lanes;
         let shape = Shape::choose(epilogue, lanes, u32::MAX);
-        let ragged = is_spread(weight);
+        let ragged = weight.is_float();
         let plain = Self { types, weight, epilogue, bias, normed: None, lanes, shape, blocks: ROOM, ragged };
         let normed = Self { types: Types { x: Scalar::F32, ..types }, normed: Some(1e-5_f32.to_bits()), ..plain };
         let there = units(weight).is_some() && multiplies(weight, types.x);
@@ -95,7 +94,7 @@ impl Variant {
     /// Workgroup memory for a row of x, and for sums of squares.
     fn memory_bytes(self) -> u64 {
         let blocks = u64::from(self.blocks);
-        let row = if is_spread(self.weight) {
+        let row = if self.weight.is_float() {
             32 * blocks * self.types.x.bytes() as u64
         } else {
             4 * (blocks + 1) * 16 + 8 * blocks
@@ -157,7 +156,7 @@ impl Variant {
 
 /// Whether weights of a format are multiplied here where activations are of a type.
 fn multiplies(weight: Dtype, activation: Scalar) -> bool {
-    is_spread(weight) || activation == Scalar::F16
+    weight.is_float() || activation == Scalar::F16
 }
 
 /// The parts that keep x and multiply a format's weights with it, beside those that read it; nothing where there are none.
