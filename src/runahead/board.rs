@@ -309,7 +309,6 @@ impl Board {
 
     /// Host bytes that a prefill will hold on the board at most.
     pub fn bytes(schedule: &Schedule, row_bytes: usize, retention: Retention) -> u64 {
-        let sent = (0..schedule.n_adapters()).flat_map(|i| schedule.sends(i).into_iter().map(move |(p, _)| (i, p)));
         let rows = |(i, p)| {
             let rows = schedule.layers.clone().map(|layer| schedule.rows_sent(i, p, layer).len());
             match retention {
@@ -318,7 +317,13 @@ impl Board {
                 Retention::Record => rows.sum(),
             }
         };
-        2 * (sent.map(rows).sum::<usize>() * row_bytes) as u64
+        2 * (sent(schedule).map(rows).sum::<usize>() * row_bytes) as u64
+    }
+
+    /// Bytes of the smallest block of a prefill: idle memory that is smaller is of no use to it.
+    pub fn least_block_bytes(schedule: &Schedule, row_bytes: usize) -> usize {
+        let rows = |(i, p)| schedule.layers.clone().map(move |layer| schedule.rows_sent(i, p, layer).len());
+        2 * sent(schedule).flat_map(rows).filter(|&n| n > 0).min().unwrap_or(0) * row_bytes
     }
 
     /// A block for what adapter `from` sends of `piece` in a layer ([`Schedule::rows_sent`]); waits for a free one.
@@ -399,6 +404,11 @@ impl Board {
         // A thread that panicked while inserting an Arc leaves the list sound; the panic itself is reported by the chain.
         self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Adapters with the pieces that they send.
+fn sent(schedule: &Schedule) -> impl Iterator<Item = (usize, usize)> + '_ {
+    (0..schedule.n_adapters()).flat_map(|i| schedule.sends(i).into_iter().map(move |(p, _)| (i, p)))
 }
 
 #[cfg(test)]

@@ -75,7 +75,8 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
     let row_bytes = nodes[0].row_bytes();
     let needed = Board::bytes(schedule, row_bytes, request.retention);
     request.pool.trim(needed);
-    let more = needed.saturating_sub(request.pool.idle_bytes());
+    let usable = request.pool.idle_bytes(Board::least_block_bytes(schedule, row_bytes));
+    let more = needed.saturating_sub(usable);
     check_host_memory("the board that K/V rows pass through", more)?;
     let peers = nodes.iter().map(|node| node.link() == Link::Cuda).collect();
     let (board, mailboxes) = Board::new(schedule, row_bytes, request.retention, request.record, request.pool)?;

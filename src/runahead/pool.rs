@@ -35,9 +35,9 @@ impl HostPool {
         }
     }
 
-    /// Bytes that are idle.
-    pub fn idle_bytes(&self) -> u64 {
-        self.lock().iter().map(|m| m.len() as u64).sum()
+    /// Bytes that are idle, in pieces of `least` and more.
+    pub fn idle_bytes(&self, least: usize) -> u64 {
+        self.lock().iter().map(|memory| memory.len()).filter(|&bytes| bytes >= least).map(|bytes| bytes as u64).sum()
     }
 
     /// Gives the system back what is idle beyond `bytes`, the longest idle first.
@@ -76,7 +76,8 @@ mod tests {
             pool.put(memory);
             place
         });
-        assert_eq!(pool.idle_bytes(), 8 * MB as u64);
+        assert_eq!(pool.idle_bytes(0), 8 * MB as u64);
+        assert_eq!(pool.idle_bytes(2 * MB), 7 * MB as u64);
         let three = pool.take(2 * MB + 1).unwrap();
         assert_eq!(three.as_ptr(), places[2]);
         let small = pool.take(100).unwrap();
@@ -84,7 +85,7 @@ mod tests {
         assert_eq!(pool.take(4 * MB).unwrap().as_ptr(), places[1]);
         assert_eq!(pool.take(0).unwrap().len(), 0);
         pool.put(HostMemory::default());
-        assert_eq!(pool.idle_bytes(), MB as u64);
+        assert_eq!(pool.idle_bytes(0), MB as u64);
     }
 
     #[test]
@@ -94,10 +95,10 @@ mod tests {
             pool.put(HostMemory::new(n * MB).unwrap());
         }
         pool.trim(u64::MAX);
-        assert_eq!(pool.idle_bytes(), 7 * MB as u64);
+        assert_eq!(pool.idle_bytes(0), 7 * MB as u64);
         pool.trim(5 * MB as u64);
-        assert_eq!(pool.idle_bytes(), 3 * MB as u64);
+        assert_eq!(pool.idle_bytes(0), 3 * MB as u64);
         pool.trim(0);
-        assert_eq!(pool.idle_bytes(), 0);
+        assert_eq!(pool.idle_bytes(0), 0);
     }
 }
