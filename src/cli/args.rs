@@ -9,6 +9,7 @@ use runahead::engine::{DeviceId, Gemm, Link, saved_tokens};
 use runahead::runahead::partition::Split;
 
 use super::failure::Failure;
+use super::new_file::NewFile;
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -36,8 +37,9 @@ pub struct SessionArgs {
 }
 
 impl SessionArgs {
-    /// The file, where it is there to go on with, and the number of its tokens.
+    /// The file, where it is there to go on with, and the number of its tokens. One that could not be written is refused before any work.
     pub fn saved(&self) -> Result<(Option<&Path>, usize), Failure> {
+        NewFile::begin_if(self.file.as_ref())?;
         let path = self.file.as_deref().filter(|path| path.exists());
         Ok((path, path.map(saved_tokens).transpose()?.map_or(0, |tokens| tokens.len())))
     }

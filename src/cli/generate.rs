@@ -199,7 +199,10 @@ impl Plan {
         if args.prefill != Prefill::As(Mode::Single) {
             setup.tell_left_out(&plan);
         }
-        let planned = if plan.mode == Mode::Single { Split::Even } else { Split::Given(plan.lengths.clone()) };
+        // A prompt of fewer granules than a mode has pieces is cut by the session.
+        let n_pieces = if plan.order.len() == 1 { 1 } else { plan.mode.n_pieces(plan.order.len()) };
+        let has_all = plan.mode != Mode::Single && plan.lengths.len() == n_pieces;
+        let planned = if has_all { Split::Given(plan.lengths.clone()) } else { Split::Even };
         let split_behind = of_rest.clone().unwrap_or_default();
         let split = of_rest.unwrap_or(planned);
         let timed = args.trace.is_some() || args.timeline.is_some();

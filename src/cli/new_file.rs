@@ -20,6 +20,9 @@ impl NewFile {
         if path.is_dir() {
             return Err(Failure::io(path, std::io::ErrorKind::IsADirectory.into()));
         }
+        if new_file::is_written_through(path) {
+            return Ok(Self { path: path.to_owned() });
+        }
         let partial = new_file::partial_path(path)?;
         let made = std::fs::File::create_new(&partial).and_then(|_| std::fs::remove_file(&partial));
         made.map_err(|e| Failure::io(path, e))?;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::open;
 use super::output;
-use super::planning::{Plan, Setup};
+use super::planning::{Origin, Plan, Setup};
 
 mod args;
 mod study;
@@ -58,7 +58,8 @@ struct Report {
     /// Where the costs come from.
     costs: String,
     /// Root mean square of the relative errors of the costs' fit, the worst adapter's; of an estimate, what it may be off.
-    fit_error: f64,
+    /// None of an estimate, which nothing was held to.
+    fit_error: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -100,7 +101,8 @@ impl Report {
             adapters: plan.order.iter().enumerate().map(adapter).collect(),
             left_out: plan.left_out.iter().map(|(i, r)| LeftOut { name: name(*i), reason: r.clone() }).collect(),
             costs: setup.origin.text(),
-            fit_error: plan.order.iter().map(|&i| setup.costs.adapters[i].fit_error).fold(0.0, f64::max),
+            fit_error: matches!(setup.origin, Origin::Table(_))
+                .then(|| plan.order.iter().map(|&i| setup.costs.adapters[i].fit_error).fold(0.0, f64::max)),
         }
     }
 
@@ -117,7 +119,8 @@ impl Report {
         for left in &self.left_out {
             output::line(&format!("{} takes no part: {}", left.name, left.reason))?;
         }
-        output::line(&format!("costs: {}, within {:.0} %", self.costs, 100.0 * self.fit_error))
+        let within = self.fit_error.map_or(String::new(), |error| format!(", within {:.0} %", 100.0 * error));
+        output::line(&format!("costs: {}{within}", self.costs))
     }
 }
 

@@ -227,11 +227,14 @@ impl Setup {
     }
 
     /// What a chain of these adapters, by number, costs. Logical adapters of one device take turns on it: while all have work, each waits for what
-    /// the others put in, and one that an experiment makes slower puts in less, and does so while it would stand still.
+    /// the others put in, and one that an experiment makes slower puts in less, and does so while it would stand still. Of the CPU each has threads of
+    /// its own, with which its costs were measured where they were.
     fn costs_of(&self, order: &[usize]) -> Result<CostModel, Error> {
         let mut costs = self.costs.pick(order);
+        let is_measured = !matches!(self.origin, Origin::Estimate(_));
         for (cost, &i) in costs.adapters.iter_mut().zip(order) {
-            let twins = order.iter().filter(|&&j| j != i && self.ids[j] == self.ids[i]);
+            let apart = is_measured && self.ids[i] == DeviceId::Cpu;
+            let twins = order.iter().filter(|&&j| j != i && self.ids[j] == self.ids[i] && !apart);
             let crowd = 1.0 + twins.map(|&j| 1.0 / self.experiment.slowdown(j)).sum::<f64>();
             *cost = cost.slower((crowd / self.experiment.slowdown(i)).max(1.0))?;
         }

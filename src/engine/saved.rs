@@ -61,7 +61,7 @@ impl Session {
     /// [`Error::Io`], a cancel, an adapter's failure; the old file stays.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        new_file::replace(path, |partial| self.write_to(partial))
+        new_file::replace(path, |partial| self.write_to(partial, path))
     }
 
     /// Takes over a saved conversation; the one so far is forgotten.
@@ -85,9 +85,10 @@ impl Session {
         Ok(())
     }
 
-    fn write_to(&self, path: &Path) -> Result<()> {
+    /// Writes to `partial` what will be `path`.
+    fn write_to(&self, partial: &Path, path: &Path) -> Result<()> {
         let failed = |e| Error::io(path, e);
-        let file = File::create(path).map_err(failed)?;
+        let file = File::create(partial).map_err(failed)?;
         let mut out = BufWriter::new(&file);
         let mut sum = Checksum::default();
         let mut put = |bytes: &[u8]| {

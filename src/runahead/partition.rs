@@ -38,7 +38,7 @@ impl Split {
     pub fn part_lengths(&self, past: usize, len: usize, n_adapters: usize) -> Result<Vec<usize>> {
         let Split::Given(lengths) = self else { return self.lengths(past, len, n_adapters) };
         if lengths.len() != n_adapters || lengths.contains(&0) {
-            return Err(Error::Partition(format!("lengths {lengths:?} for {n_adapters} adapters")));
+            return Err(Error::Partition(format!("lengths {lengths:?} for {n_adapters} pieces")));
         }
         if len == 0 {
             return Err(Error::EmptyPrompt);
@@ -113,7 +113,7 @@ pub(super) fn snapped(past: usize, lengths: &[usize], tiles: &[usize], few: usiz
 fn check_given(past: usize, len: usize, n_adapters: usize, lengths: &[usize]) -> Result<()> {
     let fail = |text: String| Err(Error::Partition(text));
     if lengths.len() != n_adapters {
-        return fail(format!("{} lengths for {n_adapters} adapters", lengths.len()));
+        return fail(format!("{} lengths for {n_adapters} pieces", lengths.len()));
     }
     let mut sum = 0usize;
     for (i, &n) in lengths.iter().enumerate() {

@@ -45,6 +45,11 @@ pub fn run(args: &BenchArgs, filter: &str, cancel: &Cancel) -> std::result::Resu
         Some(DeviceId::Gpu(index)) => *index,
         Some(DeviceId::Cpu) => return Err(Failure::Usage("--kernels measures GPUs".to_owned())),
     };
+    let named = |case: &Case| format!("{} {}", case.operation(), case.shape()).contains(filter);
+    let cases: Vec<Case> = Case::all().filter(named).collect();
+    if cases.is_empty() {
+        return Err(Failure::Usage(format!("--kernels: none is named like `{filter}`")));
+    }
     let adapters = enumerate();
     let adapter = adapters.get(index).ok_or_else(|| Error::NoAdapter {
         name: DeviceId::Gpu(index).to_string(),
@@ -56,7 +61,7 @@ pub fn run(args: &BenchArgs, filter: &str, cancel: &Cancel) -> std::result::Resu
     bench.ceilings = bench.ceilings()?;
     let [flops, bandwidth] = bench.ceilings;
     output::note(&format!("at most {:.3} TFLOP/s and {:.0} GB/s", flops / 1e12, bandwidth / 1e9));
-    for case in Case::all().filter(|case| format!("{} {}", case.operation(), case.shape()).contains(filter)) {
+    for case in cases {
         match bench.case(&case) {
             Err(Failure::Library(error @ Error::Memory { .. })) => {
                 output::note(&format!("left out: {} {}: {error}", case.operation(), case.shape()));

@@ -128,8 +128,11 @@ impl Report {
             };
             let handed = moved("handed on", a.published_bytes) + &moved("took", a.fetched_bytes);
             let (start, end, busy, wait) = (a.start, a.end, a.busy_ms, a.wait_ms);
-            let rates =
-                a.handed_on.iter().map(|h| format!(" at {:.1} GB/s to {}", h.gb_per_s, prefill.adapters[h.to].name));
+            let digits = |rate: f64| if rate < 1.0 { 3 } else { 1 };
+            let rates = a
+                .handed_on
+                .iter()
+                .map(|h| format!(" at {:.*} GB/s to {}", digits(h.gb_per_s), h.gb_per_s, prefill.adapters[h.to].name));
             let handed = handed + &rates.collect::<String>();
             output::note(&format!("{}: tokens {start}..{end}, busy {busy:.0} ms, idle {wait:.0} ms{handed}", a.name));
         }

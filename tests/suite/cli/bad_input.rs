@@ -34,8 +34,8 @@ fn generate_says_what_does_not_hold() {
         (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "64,35"], "add up to 99"),
         (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "50,50"], "no multiple of 16"),
         (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "0,100"], "piece 0 is empty"),
-        (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "64,16,20"], "3 lengths for 2 adapters"),
-        (&["--tokens", &few, "--devices", "cpu,cpu,cpu", "--split", "16,4"], "2 lengths for 3 adapters"),
+        (&["--tokens", &many, "--devices", "cpu,cpu", "--split", "64,16,20"], "3 lengths for 2 pieces"),
+        (&["--tokens", &few, "--devices", "cpu,cpu,cpu", "--split", "16,4"], "2 lengths for 3 pieces"),
         (&["-p", "text", "--devices", "cpu"], "tokenizer"),
         (&["-f", "/nowhere/at/all"], "/nowhere/at/all"),
         (&["--tokens-file", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -127,6 +127,10 @@ fn outputs_that_cannot_be_written_are_named() {
         let args = ["logits", "-m", &model, "--tokens", "1,2,3", "--devices", "cpu", "--out", &out];
         assert_fails(&args, 1, &out);
     }
+    // Before the answer, which would be lost.
+    let session = text(folder.path().join("no/such/folder/session"));
+    let args = ["generate", "-m", &model, "--tokens", "1,2,3", "--devices", "cpu", "--session", &session];
+    assert_fails(&args, 1, &session);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 

@@ -53,6 +53,19 @@ fn a_plan_has_its_keys_and_adds_up() {
 }
 
 #[test]
+fn prompts_of_fewer_granules_than_pieces_are_generated_from() {
+    let model = tiny();
+    for n in [1, 20, 33, 48, 49] {
+        for mode in ["runahead", "relay", "tsp", "tsp-causal", "zigzag"] {
+            let tokens = tokens(n);
+            let args = ["generate", "-m", &model, "--tokens", &tokens, "-n", "1", "--devices", "cpu,cpu"];
+            let report = json(&[&args[..], &["--prefill", mode, "--json"]].concat());
+            assert_eq!(ids(&report["prefill"]["partition"]).iter().sum::<u64>(), n as u64, "{mode} {n}");
+        }
+    }
+}
+
+#[test]
 fn logical_adapters_of_one_device_are_expected_to_share_it() {
     let cache = tempfile::tempdir().unwrap();
     let ttft = |devices: &str, mode: &str| {
