@@ -57,8 +57,7 @@ struct Report {
     left_out: Vec<LeftOut>,
     /// Where the costs come from.
     costs: String,
-    /// Root mean square of the relative errors of the costs' fit, the worst adapter's; of an estimate, what it may be off.
-    /// None of an estimate, which nothing was held to.
+    /// Root mean square of the relative errors of the costs' fit, the worst adapter's; none of an estimate, which nothing was held to.
     fit_error: Option<f64>,
 }
 

@@ -414,9 +414,9 @@ impl Session {
     fn plan(&self, part: usize, len: usize, options: &Options) -> Result<Plan> {
         let (n_layers, windows) = (self.engine.config().n_layers, self.engine.config().windows());
         let n = self.nodes.len();
-        let lengths = |n_pieces| match part == len {
-            true => options.split.lengths(self.len, len, n_pieces),
-            false => options.split.part_lengths(self.len, part, n_pieces),
+        let lengths = |n_pieces| {
+            let of = if part == len { Split::lengths } else { Split::part_lengths };
+            of(&options.split, self.len, part, n_pieces)
         };
         if options.mode == Mode::Single || n == 1 {
             if options.split != Split::Even {

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
-    ArgMax, Attention, AttentionDecode, Embed, Epilogue, Kernels, MatrixSource, Norm, Part, Phase, Product, RopeCache,
-    Run, SoftCap, Work,
+    ArgMax, Attention, AttentionDecode, Embed, Kernels, MatrixSource, Norm, Part, Phase, Product, RopeCache, Run,
+    SoftCap, Work,
 };
 use crate::cancel::Wait;
 use crate::config::RopePairs;
@@ -46,6 +46,7 @@ mod unroll;
 pub use ceiling::CEILING_LEN;
 use coop::Coop;
 pub use matrix::Matrix;
+use product::Form;
 use subgroups::Subgroups;
 use tensor::Args;
 pub use tensor::Tensor;
@@ -262,15 +263,9 @@ pub fn all_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec> {
             }
         }
     }
-    for weight in Dtype::ALL {
-        kernels.push(Kernel::Embed(embed::Variant { weight }));
-        for epilogue in Epilogue::ALL {
-            for (types, bias) in product_types(activation, epilogue) {
-                kernels.extend(product::Variant::all(types, weight, epilogue, bias).map(Kernel::Product));
-                kernels.extend(matvec::Variant::all(types, weight, epilogue, bias).map(Kernel::MatVec));
-            }
-        }
-    }
+    kernels.extend(Dtype::ALL.map(|weight| Kernel::Embed(embed::Variant { weight })));
+    kernels.extend(Form::all(activation).flat_map(product::Variant::all).map(Kernel::Product));
+    kernels.extend(Form::all(activation).flat_map(matvec::Variant::all).map(Kernel::MatVec));
     kernels.into_iter().map(Kernel::spec).collect()
 }
 
@@ -278,13 +273,7 @@ pub fn all_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec> {
 pub fn coop_specs() -> Vec<ShaderSpec> {
     let mut kernels = vec![Kernel::Ceiling(Some(Coop::USUAL))];
     kernels.extend(attention_coop::Variant::all().map(Kernel::AttentionCoop));
-    for weight in Dtype::ALL {
-        for epilogue in Epilogue::ALL {
-            for (types, bias) in product_types(Scalar::F16, epilogue) {
-                kernels.extend(product_coop::Variant::all(types, weight, epilogue, bias).map(Kernel::ProductCoop));
-            }
-        }
-    }
+    kernels.extend(Form::all(Scalar::F16).flat_map(product_coop::Variant::all).map(Kernel::ProductCoop));
     kernels.into_iter().map(Kernel::spec).collect()
 }
 
@@ -302,20 +291,8 @@ pub fn subgroup_specs(activation: Scalar, head_dims: &[usize]) -> Vec<ShaderSpec
             }
         }
     }
-    for weight in Dtype::ALL {
-        for epilogue in Epilogue::ALL {
-            for (types, bias) in product_types(activation, epilogue) {
-                kernels
-                    .extend(matvec_subgroup::Variant::all(types, weight, epilogue, bias).map(Kernel::MatVecSubgroup));
-            }
-        }
-    }
+    kernels.extend(Form::all(activation).flat_map(matvec_subgroup::Variant::all).map(Kernel::MatVecSubgroup));
     kernels.into_iter().map(Kernel::spec).collect()
-}
-
-/// Element types, and whether there is a bias.
-fn product_types(activation: Scalar, epilogue: Epilogue) -> impl Iterator<Item = (product::Types, bool)> {
-    product::Types::all(activation, epilogue).into_iter().flat_map(|types| [(types, false), (types, true)])
 }
 
 /// A weight format with what all of them share.

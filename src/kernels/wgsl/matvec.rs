@@ -1,25 +1,22 @@
 //! Products of one row with a weight matrix, for decoding.
 
 use super::matrix::Part;
-use super::product::{Types, bindings, check, params, parts};
+use super::product::{Form, bindings, check, params};
 use super::tensor::Args;
 use super::unroll::unroll;
 use super::{Kernel, Wgsl, enables};
 use super::{matvec_subgroup, norm};
 use crate::config::NormKind;
-use crate::dtype::{Dtype, Scalar};
+use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::gpu::{GpuKind, Recording, ShaderSpec};
-use crate::kernels::{Epilogue, Norm, Phase, Product};
+use crate::kernels::{Norm, Phase, Product};
 
 const MATVEC: &str = include_str!("../../../shaders/matvec.wgsl");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
-    types: Types,
-    weight: Dtype,
-    epilogue: Epilogue,
-    bias: bool,
+    form: Form,
     /// The bits of epsilon, where the row is normed on the way.
     normed: Option<u32>,
     threads: u32,
@@ -28,42 +25,37 @@ pub(super) struct Variant {
 }
 
 impl Variant {
-    pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
+    pub fn all(form: Form) -> impl Iterator<Item = Self> {
         let choose = move |kind| {
-            let plain = Self::choose(types, weight, epilogue, bias, kind);
-            let normed = Self { types: Types { x: Scalar::F32, ..types }, normed: Some(1e-5_f32.to_bits()), ..plain };
-            std::iter::once(plain).chain(weight.is_float().then_some(normed))
+            let plain = Self::choose(form, kind);
+            let normed = Self { form: form.normed(), normed: Some(1e-5_f32.to_bits()), ..plain };
+            std::iter::once(plain).chain(form.weight.is_float().then_some(normed))
         };
         [GpuKind::Software, GpuKind::Discrete].into_iter().flat_map(choose)
     }
 
     /// A software GPU pays for each load of a thread and each step of the reduction.
-    pub const fn choose(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool, kind: GpuKind) -> Self {
+    pub const fn choose(form: Form, kind: GpuKind) -> Self {
         let (threads, columns) = match kind {
             GpuKind::Software => (8, 8),
             _ => (128, 4),
         };
-        Self { types, weight, epilogue, bias, normed: None, threads, columns }
+        Self { form, normed: None, threads, columns }
     }
 
     pub fn spec(self) -> ShaderSpec {
-        let Self { types, weight, epilogue, bias, threads, columns, .. } = self;
+        let Self { form, threads, columns, .. } = self;
         let normed = if self.normed.is_some() { " normed" } else { "" };
-        let half = if types.out == Scalar::F16 { types.out } else { types.x };
-        let mut parts = parts(types, weight, epilogue, bias);
+        let mut parts = form.parts();
         let (norm, overrides) = norm::on_the_way(self.normed);
         parts.push(norm);
         ShaderSpec {
-            name: format!(
-                "matvec{normed} {} {} {epilogue:?} bias={bias} {threads}x{columns}",
-                types.name(),
-                weight.name()
-            ),
+            name: format!("matvec{normed} {} {threads}x{columns}", form.name()),
             header: format!(
                 "{}const THREADS: u32 = {threads}u;\nconst QUADS: u32 = {}u;\nconst SPREAD: bool = {};\n{}",
-                enables(half),
+                enables(form.types.half()),
                 columns / 4,
-                weight.is_float(),
+                form.weight.is_float(),
                 unroll(MATVEC, &[("QUADS", columns / 4), ("FOUR", 4)])
             ),
             parts,
@@ -103,8 +95,7 @@ fn by_subgroups(
     part: &Part,
     normed: Option<f32>,
 ) -> Option<matvec_subgroup::Variant> {
-    let (types, bias) = (Types::of(op), op.bias.is_some());
-    matvec_subgroup::Variant::choose(kernels, types, part.format, op.epilogue, bias, op.weight.width(), normed)
+    matvec_subgroup::Variant::choose(kernels, Form::of(op, part), op.weight.width(), normed)
 }
 
 /// A product of a normed row; the product's `x` is not touched.
@@ -135,13 +126,12 @@ fn record_parts(
     args.ensure((op.rows.start * op.weight.width()).is_multiple_of(8), || {
         format!("row {} of {} elements does not start at a multiple of 8", op.rows.start, op.weight.width())
     })?;
-    let types = Types::of(op);
     for part in op.weight.parts() {
         let params = params(args, op, part)?;
         let (kernel, workgroups) = match by_subgroups(kernels, op, part, norm.map(|norm| norm.eps)) {
             Some(variant) => (Kernel::MatVecSubgroup(variant), variant.workgroups(part.rows.len())),
             None => {
-                let plain = Variant::choose(types, part.format, op.epilogue, op.bias.is_some(), kernels.kind);
+                let plain = Variant::choose(Form::of(op, part), kernels.kind);
                 let variant = Variant { normed: norm.map(|norm| norm.eps.to_bits()), ..plain };
                 (Kernel::MatVec(variant), part.rows.len().div_ceil(variant.columns as usize))
             }

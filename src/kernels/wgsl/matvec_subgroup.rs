@@ -2,7 +2,7 @@
 //! weights are multiplied as integers, where activations are f16.
 
 use super::norm;
-use super::product::{Types, parts};
+use super::product::Form;
 use super::subgroups::Subgroups;
 use super::unroll::unroll;
 use super::{Wgsl, enables};
@@ -20,10 +20,7 @@ const ROOM: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
-    types: Types,
-    weight: Dtype,
-    epilogue: Epilogue,
-    bias: bool,
+    form: Form,
     /// The bits of epsilon, where the row is normed on the way.
     normed: Option<u32>,
     lanes: u32,
@@ -54,36 +51,27 @@ impl Shape {
 }
 
 impl Variant {
-    /// Every variant for a weight format and an epilogue.
-    pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
+    pub fn all(form: Form) -> impl Iterator<Item = Self> {
         let lanes = Subgroups::USUAL.lanes;
-        let shape = Shape::choose(epilogue, lanes, u32::MAX);
-        let ragged = weight.is_float();
-        let plain = Self { types, weight, epilogue, bias, normed: None, lanes, shape, blocks: ROOM, ragged };
-        let normed = Self { types: Types { x: Scalar::F32, ..types }, normed: Some(1e-5_f32.to_bits()), ..plain };
-        let there = units(weight).is_some() && multiplies(weight, types.x);
+        let shape = Shape::choose(form.epilogue, lanes, u32::MAX);
+        let ragged = form.weight.is_float();
+        let plain = Self { form, normed: None, lanes, shape, blocks: ROOM, ragged };
+        let normed = Self { form: form.normed(), normed: Some(1e-5_f32.to_bits()), ..plain };
+        let there = units(form.weight).is_some() && multiplies(form.weight, form.types.x);
         [plain, normed].into_iter().filter(move |_| there)
     }
 
     /// Nothing where [`matvec`](super::matvec) has to do: with f32 activations integers would lose precision, some formats are not there, and a row of
     /// `x` has to fit workgroup memory. `normed` is epsilon, where the row is normed on the way.
-    pub fn choose(
-        kernels: &Wgsl,
-        types: Types,
-        weight: Dtype,
-        epilogue: Epilogue,
-        bias: bool,
-        width: usize,
-        normed: Option<f32>,
-    ) -> Option<Self> {
+    pub fn choose(kernels: &Wgsl, form: Form, width: usize, normed: Option<f32>) -> Option<Self> {
         let Subgroups { lanes } = kernels.subgroups()?;
-        units(weight).filter(|_| multiplies(weight, kernels.activation))?;
+        units(form.weight).filter(|_| multiplies(form.weight, kernels.activation))?;
         let caps = kernels.gpu.caps();
-        let types = Types { x: if normed.is_some() { Scalar::F32 } else { types.x }, ..types };
+        let form = if normed.is_some() { form.normed() } else { form };
         let blocks = u32::try_from(width).ok()?.div_ceil(32).next_multiple_of(ROOM);
-        let shape = Shape::choose(epilogue, lanes, caps.max_workgroup_invocations);
+        let shape = Shape::choose(form.epilogue, lanes, caps.max_workgroup_invocations);
         let (normed, ragged) = (normed.map(f32::to_bits), !width.is_multiple_of(32));
-        let variant = Self { types, weight, epilogue, bias, normed, lanes, shape, blocks, ragged };
+        let variant = Self { form, normed, lanes, shape, blocks, ragged };
         variant.fits(caps).then_some(variant)
     }
 
@@ -94,8 +82,8 @@ impl Variant {
     /// Workgroup memory for a row of x, and for sums of squares.
     fn memory_bytes(self) -> u64 {
         let blocks = u64::from(self.blocks);
-        let row = if self.weight.is_float() {
-            32 * blocks * self.types.x.bytes() as u64
+        let row = if self.form.weight.is_float() {
+            32 * blocks * self.form.types.x.bytes() as u64
         } else {
             4 * (blocks + 1) * 16 + 8 * blocks
         };
@@ -108,9 +96,9 @@ impl Variant {
     }
 
     pub fn spec(self) -> ShaderSpec {
-        let Self { types, weight, epilogue, bias, normed, lanes, shape, blocks, ragged } = self;
+        let Self { form, normed, lanes, shape, blocks, ragged } = self;
         let Shape { subgroups, columns } = shape;
-        let ahead = if matches!(weight, Dtype::F16 | Dtype::Bf16) { 4 } else { 2 };
+        let ahead = if matches!(form.weight, Dtype::F16 | Dtype::Bf16) { 4 } else { 2 };
         let once = |here: bool| u32::from(here);
         let counts = [
             ("COLUMNS", columns),
@@ -121,28 +109,26 @@ impl Variant {
             ("WHOLE", once(!ragged)),
             ("RAGGED", once(ragged)),
         ];
-        let half = if types.out == Scalar::F16 { types.out } else { types.x };
         // Here sums are added to what stood there before they were known, and then stored.
-        let (finish, standing) = match epilogue {
+        let (finish, standing) = match form.epilogue {
             Epilogue::Add => (Epilogue::Store, include_str!("../../../shaders/lib/standing_out.wgsl")),
-            _ => (epilogue, include_str!("../../../shaders/lib/standing_none.wgsl")),
+            epilogue => (epilogue, include_str!("../../../shaders/lib/standing_none.wgsl")),
         };
         let (norm, overrides) = norm::on_the_way(normed);
-        let mut parts = parts(types, weight, finish, bias);
+        let mut parts = Form { epilogue: finish, ..form }.parts();
         parts.extend([standing, norm]);
-        parts.extend(units(weight).unwrap_or_default());
+        parts.extend(units(form.weight).unwrap_or_default());
         ShaderSpec {
             name: format!(
-                "matvec{} {} {} {epilogue:?} bias={bias} {subgroups} subgroups of {lanes}, {blocks} blocks{}",
+                "matvec{} {} {subgroups} subgroups of {lanes}, {blocks} blocks{}",
                 if normed.is_some() { " normed" } else { "" },
-                types.name(),
-                weight.name(),
+                form.name(),
                 if ragged { " ragged" } else { "" }
             ),
             header: format!(
                 "{}const LANES: u32 = {lanes}u;\nconst SUBGROUPS: u32 = {subgroups}u;\nconst KEPT: u32 = SUBGROUPS;\n\
                  const BLOCKS: u32 = {blocks}u;\nconst COLUMNS: u32 = {columns}u;\nconst AHEAD: u32 = {ahead}u;\n{}",
-                enables(half),
+                enables(form.types.half()),
                 unroll(SOURCE, &counts)
             ),
             parts,

@@ -37,7 +37,7 @@ pub(super) struct Types {
 
 impl Types {
     /// Every pair that kernels with this activation type meet under an epilogue.
-    pub fn all(activation: Scalar, epilogue: Epilogue) -> Vec<Self> {
+    fn all(activation: Scalar, epilogue: Epilogue) -> Vec<Self> {
         let pair = |out| Self { x: activation, out };
         match epilogue {
             Epilogue::Add => vec![pair(Scalar::F32)],
@@ -46,21 +46,77 @@ impl Types {
         }
     }
 
-    pub const fn of(op: &Product<'_, Wgsl>) -> Self {
+    const fn of(op: &Product<'_, Wgsl>) -> Self {
         Self { x: op.x.scalar, out: op.out.scalar }
     }
 
+    /// F16 where either is.
+    pub fn half(self) -> Scalar {
+        if self.out == Scalar::F16 { self.out } else { self.x }
+    }
+}
+
+/// What all kernels for a product have in common, however they go about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Form {
+    pub types: Types,
+    pub weight: Dtype,
+    pub epilogue: Epilogue,
+    pub bias: bool,
+}
+
+impl Form {
+    /// Of a product with a part of its matrix.
+    pub const fn of(op: &Product<'_, Wgsl>, part: &Part) -> Self {
+        Self { types: Types::of(op), weight: part.format, epilogue: op.epilogue, bias: op.bias.is_some() }
+    }
+
+    /// Every one that kernels with this activation type meet.
+    pub fn all(activation: Scalar) -> impl Iterator<Item = Self> {
+        let of = move |(weight, epilogue)| {
+            let types = Types::all(activation, epilogue).into_iter();
+            types.flat_map(move |types| [false, true].map(|bias| Self { types, weight, epilogue, bias }))
+        };
+        Dtype::ALL.into_iter().flat_map(|weight| Epilogue::ALL.map(|epilogue| (weight, epilogue))).flat_map(of)
+    }
+
+    /// The same with `x` from the residual stream, to be normed on the way.
+    pub const fn normed(self) -> Self {
+        Self { types: Types { x: Scalar::F32, ..self.types }, ..self }
+    }
+
     pub fn name(self) -> String {
-        format!("{:?}->{:?}", self.x, self.out)
+        let Self { types, weight, epilogue, bias } = self;
+        format!("{:?}->{:?} {} {epilogue:?} bias={bias}", types.x, types.out, weight.name())
+    }
+
+    /// The parts of a shader: types, parameters, weight format, bias, epilogue.
+    pub fn parts(self) -> Vec<&'static str> {
+        let mut parts = self.input_parts();
+        parts.push(finish_part(self.epilogue));
+        parts
+    }
+
+    /// All but the epilogue.
+    pub fn input_parts(self) -> Vec<&'static str> {
+        let Self { types, weight, bias, .. } = self;
+        let out = match types.out {
+            Scalar::F16 => include_str!("../../../shaders/lib/out_f16.wgsl"),
+            _ => include_str!("../../../shaders/lib/out_f32.wgsl"),
+        };
+        let bias = if bias {
+            include_str!("../../../shaders/lib/bias.wgsl")
+        } else {
+            include_str!("../../../shaders/lib/no_bias.wgsl")
+        };
+        let params = include_str!("../../../shaders/lib/product_params.wgsl");
+        vec![act_part(types.x), out, params, weight_part(weight), bias]
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
-    types: Types,
-    weight: Dtype,
-    epilogue: Epilogue,
-    bias: bool,
+    form: Form,
     tile: Tile,
 }
 
@@ -107,9 +163,8 @@ impl Tile {
 }
 
 impl Variant {
-    /// Every variant for a weight format and an epilogue.
-    pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
-        Tile::SOFTWARE.into_iter().chain(Tile::HARDWARE).map(move |tile| Self { types, weight, epilogue, bias, tile })
+    pub fn all(form: Form) -> impl Iterator<Item = Self> {
+        Tile::SOFTWARE.into_iter().chain(Tile::HARDWARE).map(move |tile| Self { form, tile })
     }
 
     pub fn spec(self) -> ShaderSpec {
@@ -123,18 +178,12 @@ impl Variant {
             ("W_TILE", n * step / 4),
         ];
         ShaderSpec {
-            name: format!(
-                "product {} {} {:?} bias={} {m}x{n}x{step}/{thread}",
-                self.types.name(),
-                self.weight.name(),
-                self.epilogue,
-                self.bias
-            ),
+            name: format!("product {} {m}x{n}x{step}/{thread}", self.form.name()),
             header: format!(
                 "{}const THREAD_TILE: u32 = {thread}u;\nconst STEP: u32 = {step}u;\n",
-                enables(self.types.x)
+                enables(self.form.types.x)
             ),
-            parts: parts(self.types, self.weight, self.epilogue, self.bias),
+            parts: self.form.parts(),
             op: include_str!("../../../shaders/product.wgsl"),
             entry: "product",
             overrides: overrides.map(|(name, value)| (name, f64::from(value))).to_vec(),
@@ -146,28 +195,6 @@ impl Variant {
     fn grid(self, rows: u32, n: u32) -> [u32; 3] {
         [rows.div_ceil(self.tile.m), n.div_ceil(self.tile.n), 1]
     }
-}
-
-/// The parts of a product's shader: types, parameters, weight format, bias, epilogue.
-pub(super) fn parts(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> Vec<&'static str> {
-    let mut parts = input_parts(types, weight, bias);
-    parts.push(finish_part(epilogue));
-    parts
-}
-
-/// All but the epilogue.
-pub(super) fn input_parts(types: Types, weight: Dtype, bias: bool) -> Vec<&'static str> {
-    let out = match types.out {
-        Scalar::F16 => include_str!("../../../shaders/lib/out_f16.wgsl"),
-        _ => include_str!("../../../shaders/lib/out_f32.wgsl"),
-    };
-    let bias = if bias {
-        include_str!("../../../shaders/lib/bias.wgsl")
-    } else {
-        include_str!("../../../shaders/lib/no_bias.wgsl")
-    };
-    let params = include_str!("../../../shaders/lib/product_params.wgsl");
-    vec![act_part(types.x), out, params, weight_part(weight), bias]
 }
 
 pub(super) const fn finish_part(epilogue: Epilogue) -> &'static str {
@@ -184,13 +211,8 @@ pub(super) fn record(kernels: &Wgsl, rec: &mut Recording, op: &Product<'_, Wgsl>
     let rows = check(Args("product"), kernels, op)?;
     for part in op.weight.parts() {
         let params = params(Args("product"), op, part)?;
-        let variant = Variant {
-            types: Types::of(op),
-            weight: part.format,
-            epilogue: op.epilogue,
-            bias: op.bias.is_some(),
-            tile: Tile::choose(kernels.kind, rows, part.rows.len(), kernels.busy()),
-        };
+        let tile = Tile::choose(kernels.kind, rows, part.rows.len(), kernels.busy());
+        let variant = Variant { form: Form::of(op, part), tile };
         let pipeline = kernels.pipeline(Kernel::Product(variant))?;
         let grid = variant.grid(params.rows, params.n);
         rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings(op, part), grid)?;

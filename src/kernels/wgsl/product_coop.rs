@@ -2,7 +2,7 @@
 
 use super::coop::Coop;
 use super::matrix::Part;
-use super::product::{Params, Types, bindings, check, finish_part, input_parts, params};
+use super::product::{Form, Params, bindings, check, finish_part, params};
 use super::tensor::Args;
 use super::unroll::unroll;
 use super::{Kernel, Wgsl};
@@ -91,10 +91,7 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
     coop: Coop,
-    types: Types,
-    weight: Dtype,
-    epilogue: Epilogue,
-    bias: bool,
+    form: Form,
     tile: Tile,
     /// Whether the loop over `k` may end between the steps that are written out.
     exits: bool,
@@ -103,9 +100,9 @@ pub(super) struct Variant {
 }
 
 impl Variant {
-    pub fn all(types: Types, weight: Dtype, epilogue: Epilogue, bias: bool) -> impl Iterator<Item = Self> {
-        let coop = Coop::USUAL;
-        let variant = move |tile, exits, aligned| Self { coop, types, weight, epilogue, bias, tile, exits, aligned };
+    pub fn all(form: Form) -> impl Iterator<Item = Self> {
+        let (coop, Form { weight, epilogue, bias, .. }) = (Coop::USUAL, form);
+        let variant = move |tile, exits, aligned| Self { coop, form, tile, exits, aligned };
         let aligned = (!bias).then(|| wide_part(epilogue)).flatten().is_some();
         let with_exits = [true, false].into_iter().filter(move |&exits| exits || weight != Dtype::F16);
         [true, false].into_iter().flat_map(move |wide| Tile::all(weight, wide)).flat_map(move |tile| {
@@ -118,7 +115,7 @@ impl Variant {
     pub fn spec(self) -> ShaderSpec {
         let Tile { m, n, k, subgroup_m, subgroup_n, depth, staged } = self.tile;
         let threads = self.coop.lanes * self.tile.subgroups();
-        let run = self.tile.run(self.weight);
+        let run = self.tile.run(self.form.weight);
         let constants = [
             ("TM", m),
             ("TN", n),
@@ -142,12 +139,10 @@ impl Variant {
             ("EXITS", u32::from(self.exits)),
             ("STORES", 64 * staged / self.coop.lanes),
         ];
-        let (types, weight, epilogue) = (self.types.name(), self.weight.name(), self.epilogue);
         let pairs = if self.aligned { "" } else { " in pairs" };
         let exits = if self.exits { "" } else { " even" };
-        let bias = self.bias;
         ShaderSpec {
-            name: format!("product_coop {types} {weight} {epilogue:?} bias={bias} {m}x{n}x{k}{exits}{pairs}"),
+            name: format!("product_coop {} {m}x{n}x{k}{exits}{pairs}", self.form.name()),
             header: self.coop.header(&constants) + &unroll(PRODUCT, &counts),
             parts: self.parts(),
             op: include_str!("../../../shaders/lib/octet.wgsl"),
@@ -158,16 +153,17 @@ impl Variant {
     }
 
     fn parts(self) -> Vec<&'static str> {
-        let mut parts = input_parts(self.types, self.weight, self.bias);
-        let in_runs = tile_weight_part(self.weight).filter(|_| self.tile.run(self.weight) == 32);
-        parts.extend(match (self.weight, in_runs) {
+        let Form { weight, epilogue, .. } = self.form;
+        let mut parts = self.form.input_parts();
+        let in_runs = tile_weight_part(weight).filter(|_| self.tile.run(weight) == 32);
+        parts.extend(match (weight, in_runs) {
             (Dtype::F16, _) => vec![include_str!("../../../shaders/lib/tile_weight_f16.wgsl")],
             (_, Some(in_runs)) => vec![ROUNDED, in_runs],
             (_, None) => vec![ROUNDED, include_str!("../../../shaders/lib/tile_weight_any.wgsl")],
         });
-        match wide_part(self.epilogue).filter(|_| self.aligned) {
+        match wide_part(epilogue).filter(|_| self.aligned) {
             Some(wide) => parts.push(wide),
-            None => parts.extend([finish_part(self.epilogue), include_str!("../../../shaders/lib/wide_none.wgsl")]),
+            None => parts.extend([finish_part(epilogue), include_str!("../../../shaders/lib/wide_none.wgsl")]),
         }
         parts
     }
@@ -216,12 +212,13 @@ fn record_part(kernels: &Wgsl, coop: Coop, rec: &mut Recording, op: &Product<'_,
     if params.rows == 0 {
         return Ok(());
     }
-    let (weight, epilogue, bias) = (part.format, op.epilogue, op.bias.is_some());
+    let form = Form::of(op, part);
+    let Form { weight, epilogue, bias, .. } = form;
     let tile = Tile::choose(weight, op.weight.width(), params.rows, params.n, kernels.busy());
     let aligned = !bias && wide_part(epilogue).is_some() && aligned(&params, epilogue);
     let steps = op.weight.width().div_ceil(tile.k as usize);
     let exits = weight == Dtype::F16 || !steps.is_multiple_of(tile.depth as usize);
-    let variant = Variant { coop, types: Types::of(op), weight, epilogue, bias, tile, exits, aligned };
+    let variant = Variant { coop, form, tile, exits, aligned };
     let pipeline = kernels.pipeline(Kernel::ProductCoop(variant))?;
     let grid = [params.rows.div_ceil(tile.m), params.n.div_ceil(tile.n), 1];
     rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings(op, part), grid)
