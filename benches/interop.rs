@@ -61,8 +61,8 @@ impl Bench {
             name: "increment".to_owned(),
             header: String::new(),
             parts: Vec::new(),
-            op: "@group(0) @binding(0) var<uniform> params: vec4u;
-                @group(0) @binding(1) var<storage, read_write> data: array<f32>;
+            op: "var<immediate> params: vec4u;
+                @group(0) @binding(0) var<storage, read_write> data: array<f32>;
                 @compute @workgroup_size(64) fn increment(
                     @builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32
                 ) {

@@ -4,9 +4,9 @@ struct Params {
     start: u32,
     width: u32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> out: array<u32>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> out: array<u32>;
 
 @compute @workgroup_size(THREADS)
 fn arg_max(@builtin(local_invocation_index) lane: u32) {

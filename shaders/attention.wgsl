@@ -2,10 +2,10 @@
 // and walks over the keys in tiles of 32, anchored at key 0.
 // Granule invariant: a row's bits depend on its position and the cache alone. Tiles past a row's position are computed for the sake of its
 // neighbours and change nothing: the maximum stays, the old sums are multiplied by exactly 1, and masked probabilities are exactly 0.
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<act4>;
-@group(0) @binding(2) var<storage, read> k: array<kv4>;
-@group(0) @binding(3) var<storage, read> v: array<kv4>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> qkv: array<act4>;
+@group(0) @binding(1) var<storage, read> k: array<kv4>;
+@group(0) @binding(2) var<storage, read> v: array<kv4>;
 @group(0) @binding(OUT_BINDING) var<storage, read_write> out: array<act4>;
 
 // HEAD4 (vec4s of a head) comes from Rust. Heads wider than 64 pass through the tile in chunks of 16 vec4s.

@@ -4,10 +4,10 @@
 // neighbours and change nothing: its reference stays, its sums are multiplied by exactly 1, and masked probabilities are exactly 0.
 // Matrices cannot be scaled by row, so sums go through workgroup memory for that. To make it rare, a row's reference is not its maximum: it
 // follows only once the maximum has passed it by SLACK, which leaves probabilities of up to 2^SLACK, well inside f16.
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<u32>>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> qkv: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> k: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> v: array<vec4<u32>>;
 @group(0) @binding(OUT_BINDING) var<storage, read_write> out: array<vec4<f16>>;
 
 // HEAD, KEYS, BLOCKS, SUBGROUPS, LANES, SHORT and IS_PLAIN (no window, bound or bias of scores) come from Rust, and so do the counts of the loops marked by `//%`, which are unrolled as text.

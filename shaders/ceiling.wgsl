@@ -3,8 +3,8 @@ struct Params {
     iterations: u32,
     factor: f32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size(THREADS)
 fn ceiling(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -3,8 +3,8 @@ struct Params {
     iterations: u32,
     factor: f32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read_write> out: array<vec4<f32>>;
 
 const SUBGROUPS: u32 = THREADS / LANES;
 var<workgroup> tile: array<vec4<f16>, 64>;

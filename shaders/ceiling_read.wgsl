@@ -2,9 +2,9 @@
 struct Params {
     count: u32, // vec4s to read
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<u32>>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> out: array<vec4<u32>>;
 
 @compute @workgroup_size(THREADS)
 fn ceiling(

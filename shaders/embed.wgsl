@@ -7,8 +7,8 @@ struct Params {
     n: u32,         // rows of the part
     scale: f32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> ids: array<u32>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> ids: array<u32>;
 @group(0) @binding(AFTER_WEIGHT) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size(64)

@@ -9,10 +9,10 @@ struct Params {
     inverse_width: f32,
     eps: f32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q_weight: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k_weight: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> qkv: array<act4>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> q_weight: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> k_weight: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> qkv: array<act4>;
 
 const THREADS: u32 = 32u;
 var<workgroup> sums: array<f32, THREADS>;

@@ -1,5 +1,5 @@
 // x * weight^T for one row: a workgroup computes COLUMNS columns, its threads share the width, 32 elements at a time.
-@group(0) @binding(1) var<storage, read> x: array<act8>;
+@group(0) @binding(0) var<storage, read> x: array<act8>;
 
 // From Rust: THREADS, a power of two; QUADS, a quarter of the columns; and SPREAD: the 32 elements of a thread are four times eight, with those of the
 // other threads between them, so that each load of the workgroup is one run of memory; otherwise they are a block with its scales. Loops marked by

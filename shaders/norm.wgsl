@@ -7,9 +7,9 @@ struct Params {
     inverse_width: f32,
     eps: f32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> weight: array<vec4<f32>>;
 @group(0) @binding(OUT_BINDING) var<storage, read_write> out: array<act4>;
 
 override THREADS: u32;

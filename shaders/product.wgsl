@@ -1,6 +1,6 @@
 // x * weight^T for many rows, in tiles of TILE_M rows by TILE_N columns; a thread computes THREAD_TILE by THREAD_TILE sums, in squares of 4.
 // Granule invariant: each output is one chain of fma over ascending k, up to the same padded width, whatever the tile: variants agree in every bit.
-@group(0) @binding(1) var<storage, read> x: array<act4>;
+@group(0) @binding(0) var<storage, read> x: array<act4>;
 
 override TILE_M: u32;
 override TILE_N: u32;

@@ -3,7 +3,7 @@
 // TM, TN, TK, WM, WN, SUBGROUPS, LANES, DEPTH, RUN (elements of a weight row that a thread unpacks at a time) and STAGED (matrices side by side that a
 // subgroup stores at a time) come from Rust, and so do the counts of the loops marked by `//%`, which are unrolled as text: a matrix in an array that a loop
 // indexes lives in memory, at a fifth of the speed.
-@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
 
 const K4: u32 = TK / 4u;
 const K8: u32 = TK / 8u;

@@ -10,11 +10,11 @@ struct Params {
     rotary4: u32,    // vec4s of a head that turn; the others are copied
     cached: u32,     // rows of the cache, a ring
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> angles: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> qkv: array<act2>;
-@group(0) @binding(3) var<storage, read_write> k: array<kv2>;
-@group(0) @binding(4) var<storage, read_write> v: array<kv2>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> angles: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> qkv: array<act2>;
+@group(0) @binding(2) var<storage, read_write> k: array<kv2>;
+@group(0) @binding(3) var<storage, read_write> v: array<kv2>;
 
 @compute @workgroup_size(64)
 fn rope_cache(

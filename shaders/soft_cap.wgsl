@@ -3,8 +3,8 @@ struct Params {
     count: u32,
     cap: f32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;
 
 @compute @workgroup_size(64)
 fn soft_cap(

@@ -9,6 +9,7 @@
 //! as [`Error::AdapterLost`](crate::Error::AdapterLost).
 
 mod adapter;
+mod bind_groups;
 mod buffer;
 mod caps;
 mod compiling;
@@ -24,7 +25,6 @@ mod recorder;
 mod shader;
 mod timing;
 mod transfer;
-mod uniforms;
 
 pub use adapter::{GpuAdapter, enumerate};
 pub use buffer::{Binding, Buffer};
@@ -83,8 +83,8 @@ mod tests {
             parts: vec!["fn twice(x: elem) -> elem { return x + x; }"],
             op: "struct Params { n: u32 }
                 override width: u32 = 1u;
-                @group(0) @binding(0) var<uniform> params: Params;
-                @group(0) @binding(1) var<storage, read_write> data: array<elem>;
+                var<immediate> params: Params;
+                @group(0) @binding(0) var<storage, read_write> data: array<elem>;
                 @compute @workgroup_size(width) fn double(@builtin(global_invocation_id) at: vec3u) {
                     if at.x < params.n { data[at.x] = twice(data[at.x]); }
                 }",

@@ -14,8 +14,8 @@ struct Params {
     rotary4: u32,     // vec4s of a head that turn, where the row is turned on the way
     kv_heads: u32,
 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<act4>;
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read> qkv: array<act4>;
 
 const LOWEST: f32 = -3.0e38;
 

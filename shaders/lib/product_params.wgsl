@@ -9,4 +9,3 @@ struct Params {
     out_stride: u32, // outputs of a whole row
     first: u32,      // the part's first row in the matrix
 }
-@group(0) @binding(0) var<uniform> params: Params;

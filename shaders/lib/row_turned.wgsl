@@ -1,7 +1,7 @@
 // The row as the product left it: each workgroup turns its queries and their key for itself, as `rope_cache` does, and one of those that share a K/V
 // head leaves key and value in the cache. What another one reads there at the same time it does not use: see `is_own`.
-@group(0) @binding(2) var<storage, read_write> k: array<kv4>;
-@group(0) @binding(3) var<storage, read_write> v: array<kv4>;
+@group(0) @binding(1) var<storage, read_write> k: array<kv4>;
+@group(0) @binding(2) var<storage, read_write> v: array<kv4>;
 @group(0) @binding(OUT_BINDING + 1u) var<storage, read> angles: array<vec4<f32>>;
 
 // The queries of HEADS heads, the key and the value, rounded as activations and cache elements are.

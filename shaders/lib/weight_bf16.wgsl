@@ -1,6 +1,6 @@
 // Weight plane of BF16 matrices: rows of `params.blocks` blocks of 32 elements, eight elements a load.
-@group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
-const AFTER_WEIGHT: u32 = 3u;
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
+const AFTER_WEIGHT: u32 = 2u;
 
 alias Packed = vec4<u32>;
 

@@ -1,6 +1,6 @@
 // Weight plane of F32 matrices: rows of `params.blocks` blocks of 32 elements, four elements a load.
-@group(0) @binding(2) var<storage, read> weights: array<vec4<f32>>;
-const AFTER_WEIGHT: u32 = 3u;
+@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
+const AFTER_WEIGHT: u32 = 2u;
 
 alias Packed = mat2x4<f32>;
 

@@ -1,8 +1,8 @@
 // Weight planes of Q2_K matrices, for each super-block of 256: bit pairs in order of `k`, four vec4s; and five words: a byte of scale (low nibble)
 // and minimum for each 16 elements, then the f16 factors of both.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+const AFTER_WEIGHT: u32 = 3u;
 
 // Scale and minimum of the 16 elements from `k` on.
 fn scale_and_min(row: u32, k: u32) -> vec2<f32> {

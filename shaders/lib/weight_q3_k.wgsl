@@ -1,8 +1,8 @@
 // Weight planes of Q3_K matrices, for each super-block of 256: bit pairs in order of `k`, four vec4s, and the third bits, two vec4s; and a vec4 of
 // sixteen scales of 6 bits (the low four of scale `j` in byte `j % 8`, the high two in byte `8 + j % 4`) and their f16 factor.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<vec4<u32>>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<vec4<u32>>;
+const AFTER_WEIGHT: u32 = 3u;
 
 // Scale of the 16 elements `j` of a super-block.
 fn scale_of(s: vec4<u32>, j: u32) -> f32 {

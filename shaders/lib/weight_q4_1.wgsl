@@ -1,7 +1,7 @@
 // Weight planes of Q4_1 matrices: nibbles in order of `k`, a block of 32 a vec4, and for each block an f16 scale and minimum, together a word.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+const AFTER_WEIGHT: u32 = 3u;
 
 // Eight nibbles, their scale and minimum.
 alias Packed = vec2<u32>;

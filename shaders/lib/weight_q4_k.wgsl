@@ -1,7 +1,7 @@
 // Weight planes of Q4_K matrices: nibbles in order of `k`, 32 elements a vec4; and a vec4 of scales and minima for each super-block of 256.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<vec4<u32>>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<vec4<u32>>;
+const AFTER_WEIGHT: u32 = 3u;
 
 // Eight nibbles, and the words that their scale and minimum are in.
 alias Packed = vec4<u32>;

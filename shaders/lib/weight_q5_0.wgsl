@@ -1,7 +1,7 @@
 // Weight planes of Q5_0 matrices: nibbles in order of `k`, a block of 32 a vec4; and for two blocks three words: the fifth bits of each, two f16 scales.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+const AFTER_WEIGHT: u32 = 3u;
 
 // Fifth bits and scale of a block.
 struct Block {

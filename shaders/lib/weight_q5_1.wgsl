@@ -1,7 +1,7 @@
 // Weight planes of Q5_1 matrices: nibbles in order of `k`, a block of 32 a vec4; and for each block two words: the fifth bits, f16 scale and minimum.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<vec2<u32>>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<vec2<u32>>;
+const AFTER_WEIGHT: u32 = 3u;
 
 fn codes(q: u32, high: u32) -> mat2x4<f32> {
     return numbers(nibbles(q) | (bits(high) << vec4<u32>(4u)), 0.0);

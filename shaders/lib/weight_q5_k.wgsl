@@ -1,8 +1,8 @@
 // Weight planes of Q5_K matrices, for each super-block of 256: nibbles in order of `k`, eight vec4s, and the fifth bits, two vec4s; and a vec4 of scales
 // and minima.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<vec4<u32>>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<vec4<u32>>;
+const AFTER_WEIGHT: u32 = 3u;
 
 fn codes(q: u32, high: u32) -> mat2x4<f32> {
     return numbers(nibbles(q) | (bits(high) << vec4<u32>(4u)), 0.0);

@@ -1,8 +1,8 @@
 // Weight planes of Q6_K matrices, for each super-block of 256: nibbles in order of `k`, eight vec4s, and the high bit pairs, four vec4s; and five words:
 // a signed byte of scale for each 16 elements, then their f16 factor.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+const AFTER_WEIGHT: u32 = 3u;
 
 // Scale of the 16 elements from `k` on: their bytes and the factor.
 fn scale_in(words: vec2<u32>, k: u32) -> f32 {

@@ -1,7 +1,7 @@
 // Weight planes of Q8_0 matrices: signed bytes, 16 a vec4, and one f16 scale for each block of 32, two scales a word.
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-const AFTER_WEIGHT: u32 = 4u;
+@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+const AFTER_WEIGHT: u32 = 3u;
 
 fn scale_in(word: u32, block: u32) -> f32 {
     let pair = unpack2x16float(word);

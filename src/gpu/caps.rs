@@ -90,8 +90,6 @@ pub struct Caps {
     pub storage_buffers_per_stage: u32,
     /// Offsets of storage bindings are multiples of this, in bytes.
     pub min_storage_offset: u32,
-    /// Offsets of uniform bindings are multiples of this, in bytes.
-    pub min_uniform_offset: u32,
     /// Smallest subgroup.
     pub subgroup_min: u32,
     /// Largest subgroup.
@@ -149,7 +147,6 @@ impl Caps {
             max_workgroups_per_dim: limits.max_compute_workgroups_per_dimension,
             storage_buffers_per_stage: limits.max_storage_buffers_per_shader_stage,
             min_storage_offset: limits.min_storage_buffer_offset_alignment,
-            min_uniform_offset: limits.min_uniform_buffer_offset_alignment,
             subgroup_min: wgpu::MINIMUM_SUBGROUP_MIN_SIZE,
             subgroup_max: wgpu::MAXIMUM_SUBGROUP_MAX_SIZE,
             coop_shapes: Vec::new(),

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::buffer::Owner;
@@ -50,13 +49,6 @@ impl fmt::Debug for Pipeline {
 pub(super) struct Signature {
     pub params_bytes: u32,
     pub storage: Vec<Access>,
-}
-
-impl Signature {
-    /// Bytes that the uniform binding shows: whole rows of 16, as HLSL lays constant buffers out.
-    pub fn uniform_bytes(&self) -> u64 {
-        u64::from(self.params_bytes).next_multiple_of(16)
-    }
 }
 
 pub(super) struct Layout {
@@ -132,23 +124,22 @@ impl Pipelines {
 }
 
 fn new_layout(device: &wgpu::Device, signature: Signature, id: usize) -> Layout {
-    let entry = |binding, ty, has_dynamic_offset, min_binding_size| wgpu::BindGroupLayoutEntry {
+    let entry = |(binding, access): (u32, &Access)| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size },
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
         count: None,
     };
-    let params = entry(0, wgpu::BufferBindingType::Uniform, true, NonZeroU64::new(signature.uniform_bytes()));
-    let storage = (1..).zip(&signature.storage).map(|(binding, access)| {
-        let read_only = *access == Access::Read;
-        entry(binding, wgpu::BufferBindingType::Storage { read_only }, false, None)
-    });
-    let entries = std::iter::once(params).chain(storage).collect::<Vec<_>>();
+    let entries = (0..).zip(&signature.storage).map(entry).collect::<Vec<_>>();
     let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
     let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: None,
         bind_group_layouts: &[Some(&bindings)],
-        immediate_size: 0,
+        immediate_size: signature.params_bytes,
     });
     Layout { signature, id, bindings, pipeline }
 }

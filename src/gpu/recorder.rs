@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use super::bind_groups::BindGroups;
 use super::buffer::{Binding, Bound, Buffer, Owner};
 use super::info::GpuInfo;
 use super::pipeline::Pipeline;
 use super::readback::{Download, Filled, Staged, StagingPool};
-use super::shader::{Access, MAX_PARAMS_BYTES};
+use super::shader::Access;
 use super::timing::{Clock, Timing};
-use super::uniforms::Uniforms;
 use crate::error::{Error, Result};
 
 /// Dispatches and copies in order. Nothing runs before [`Gpu::submit`](super::Gpu::submit); each sees the writes of those before it.
@@ -17,14 +17,14 @@ pub struct Recording {
     info: Arc<GpuInfo>,
     pub(super) owner: Arc<Owner>,
     commands: Vec<Command>,
-    /// Parameters of all dispatches, each at a multiple of [`Caps::min_uniform_offset`](super::Caps::min_uniform_offset).
+    /// Parameters of all dispatches, one behind the other.
     params: Vec<u8>,
     /// Where times are wanted.
     timing: Option<Timing>,
 }
 
 enum Command {
-    Dispatch { pipeline: Arc<Pipeline>, params: u32, bindings: Vec<Bound>, grid: [u32; 3] },
+    Dispatch { pipeline: Arc<Pipeline>, params: Range<usize>, bindings: Vec<Bound>, grid: [u32; 3] },
     Copy { from: Buffer, from_offset: u64, to: Buffer, to_offset: u64, bytes: u64 },
     Download { from: Buffer, offset: u64, bytes: u64, staged: Arc<OnceLock<Staged>> },
     Tag(u8),
@@ -81,13 +81,10 @@ impl Recording {
         if grid.contains(&0) {
             return Ok(());
         }
-        let step = self.info.caps.min_uniform_offset.max(16) as usize;
-        let offset = self.params.len();
+        let at = self.params.len();
         self.params.extend_from_slice(params);
-        self.params.resize((offset + params.len()).next_multiple_of(step), 0);
-        let offset =
-            u32::try_from(offset).map_err(|_| refused(pipeline, "4 GiB of parameters in one recording".to_owned()))?;
-        self.commands.push(Command::Dispatch { pipeline: pipeline.clone(), params: offset, bindings, grid });
+        let params = at..self.params.len();
+        self.commands.push(Command::Dispatch { pipeline: pipeline.clone(), params, bindings, grid });
         Ok(())
     }
 
@@ -139,7 +136,7 @@ impl Recording {
     /// Bytes of memory that the submission will ask the driver for at most.
     pub(super) fn staging_bytes(&self) -> u64 {
         let bytes = |command: &Command| if let Command::Download { bytes, .. } = command { *bytes } else { 0 };
-        self.params.len() as u64 + self.commands.iter().map(bytes).sum::<u64>()
+        self.commands.iter().map(bytes).sum()
     }
 
     fn validate(
@@ -176,8 +173,7 @@ impl Recording {
                 return Err(refused(
                     pipeline,
                     format!(
-                        "binding {}: {bytes} bytes at {offset} of `{}`; 1 to {limit} bytes at multiples of {align} are possible",
-                        i + 1,
+                        "binding {i}: {bytes} bytes at {offset} of `{}`; 1 to {limit} bytes at multiples of {align} are possible",
                         buffer.label()
                     ),
                 ));
@@ -195,16 +191,13 @@ impl Recording {
         Ok(bindings.iter().map(bound).collect())
     }
 
-    /// Encodes everything, consecutive dispatches in one compute pass, and writes the parameters. The caller holds the order lock and watches
-    /// for errors of the device.
+    /// Encodes everything, consecutive dispatches in one compute pass. The caller holds the order lock and watches for errors of the device.
     pub(super) fn encode(
         self,
         device: &wgpu::Device,
-        queue: &wgpu::Queue,
-        uniforms: &mut Uniforms,
+        bind_groups: &mut BindGroups,
         staging: &StagingPool,
     ) -> (wgpu::CommandBuffer, Vec<Filled>) {
-        let params_buffer = uniforms.upload(device, queue, &self.params, u64::from(MAX_PARAMS_BYTES));
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut filled = Vec::new();
         // Every command but a dispatch may end a pass, and the copies at the end are a stretch of their own.
@@ -216,9 +209,10 @@ impl Recording {
             copied |= matches!(command, Command::Copy { .. } | Command::Download { .. });
             match command {
                 Command::Dispatch { pipeline, params, bindings, grid } => {
-                    let group = uniforms.group(device, &params_buffer, &pipeline.layout, bindings);
+                    let group = bind_groups.get(device, &pipeline.layout, bindings);
                     let begin = || Pass::begin(&mut encoder, clock.as_mut().and_then(|clock| clock.stretch(Some(tag))));
-                    pass.get_or_insert_with(begin).dispatch(pipeline, group, *params, *grid);
+                    let params = self.params.get(params.clone()).unwrap_or_default();
+                    pass.get_or_insert_with(begin).dispatch(pipeline, group, params, *grid);
                     copied = false;
                 }
                 Command::Tag(next) => {
@@ -264,14 +258,17 @@ impl Pass {
         Self { raw, pipeline: None }
     }
 
-    fn dispatch(&mut self, pipeline: &Arc<Pipeline>, group: &wgpu::BindGroup, params: u32, [x, y, z]: [u32; 3]) {
+    fn dispatch(&mut self, pipeline: &Arc<Pipeline>, group: &wgpu::BindGroup, params: &[u8], [x, y, z]: [u32; 3]) {
         // See `wait_for_pipelines`.
         let Ok(compiled) = pipeline.raw() else { return };
         if !self.pipeline.as_ref().is_some_and(|set| Arc::ptr_eq(set, pipeline)) {
             self.raw.set_pipeline(compiled);
             self.pipeline = Some(pipeline.clone());
         }
-        self.raw.set_bind_group(0, group, &[params]);
+        if !params.is_empty() {
+            self.raw.set_immediates(0, params);
+        }
+        self.raw.set_bind_group(0, group, &[]);
         self.raw.dispatch_workgroups(x, y, z);
     }
 }

@@ -12,11 +12,8 @@ use naga::{AddressSpace, Module, ShaderStage, StorageAccess};
 use super::caps::{Caps, Tier};
 use crate::error::{Error, Result};
 
-/// Storage bindings that a kernel may have: one less than WebGPU's eight, so that drivers which count the uniform binding agree.
-pub(super) const MAX_STORAGE_BINDINGS: usize = 7;
-
-/// Bytes that a kernel's parameters may have.
-pub(super) const MAX_PARAMS_BYTES: u32 = 256;
+/// Bytes that a kernel's parameters may have: what every API has room for in the commands themselves.
+pub(super) const MAX_PARAMS_BYTES: u32 = 128;
 
 /// A shader's source and everything that makes it one variant rather than another.
 #[derive(Clone, Debug)]
@@ -74,9 +71,9 @@ pub enum Access {
 #[derive(Debug)]
 pub struct CheckedShader {
     pub(super) module: Module,
-    /// Size of the parameter struct, in bytes.
+    /// Size of the parameter struct, in bytes; 0 where there is none.
     pub params_bytes: u32,
-    /// Storage bindings 1, 2, ….
+    /// Storage bindings 0, 1, ….
     pub storage: Vec<Access>,
     /// With overrides resolved.
     pub workgroup_size: [u32; 3],
@@ -93,7 +90,7 @@ impl CheckedShader {
 
 /// Parses, validates and measures a shader against `caps`. No device is needed.
 ///
-/// Bindings are those of group 0: 0 the uniform parameters, then at most seven storage buffers, numbered without gaps.
+/// Bindings are the storage buffers of group 0, numbered from 0 without gaps. Parameters are the one `var<immediate>`, if there is one.
 ///
 /// Errors: [`Error::Shader`] with the shader's name and the line, or the numbers that do not fit.
 pub fn check(spec: &ShaderSpec, caps: &Caps) -> Result<CheckedShader> {
@@ -111,8 +108,8 @@ pub fn check(spec: &ShaderSpec, caps: &Caps) -> Result<CheckedShader> {
         .map_err(|e| fail(e.emit_to_string(&source)))?;
 
     let (params_bytes, storage) = bindings(&module).map_err(fail)?;
-    let limit = MAX_STORAGE_BINDINGS.min(caps.storage_buffers_per_stage as usize);
-    if storage.len() > limit {
+    let limit = caps.storage_buffers_per_stage;
+    if storage.len() > limit as usize {
         return Err(fail(format!("{} storage bindings, {limit} are possible", storage.len())));
     }
     let (workgroup_size, workgroup_memory_bytes) = workgroup(spec, &module, &info).map_err(fail)?;
@@ -123,7 +120,7 @@ pub fn check(spec: &ShaderSpec, caps: &Caps) -> Result<CheckedShader> {
 fn capabilities_of(tier: Tier) -> Capabilities {
     let mut capabilities = Capabilities::empty();
     // `pack2x16float` and its kin: in every back end that wgpu reaches here (Vulkan, Metal, DX12).
-    capabilities |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities |= Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::IMMEDIATES;
     capabilities.set(Capabilities::SHADER_FLOAT16, tier >= Tier::F16);
     capabilities.set(Capabilities::SUBGROUP, tier >= Tier::Subgroup);
     capabilities.set(Capabilities::COOPERATIVE_MATRIX, tier >= Tier::Coop);
@@ -132,36 +129,33 @@ fn capabilities_of(tier: Tier) -> Capabilities {
 
 /// Bytes of the parameters and the access of each storage binding.
 fn bindings(module: &Module) -> Result<(u32, Vec<Access>), String> {
-    let mut params = None;
+    let mut params = 0;
     let mut storage = Vec::new();
     for (_, var) in module.global_variables.iter() {
+        if var.space == AddressSpace::Immediate {
+            params = module.types[var.ty].inner.size(module.to_ctx());
+        }
         let Some(at) = var.binding else { continue };
         let name = var.name.as_deref().unwrap_or("?");
         if at.group != 0 {
             return Err(format!("`{name}` is in binding group {}; only group 0 is used", at.group));
         }
         match var.space {
-            AddressSpace::Uniform if at.binding == 0 => {
-                params = module.types[var.ty].inner.try_size(module.to_ctx());
-            }
-            AddressSpace::Storage { access } if at.binding > 0 => {
+            AddressSpace::Storage { access } => {
                 let access = if access.contains(StorageAccess::STORE) { Access::ReadWrite } else { Access::Read };
                 storage.push((at.binding, access));
             }
-            _ => return Err(format!("`{name}`: binding 0 is the uniform parameters, all others are storage buffers")),
+            _ => return Err(format!("`{name}`: bindings are storage buffers")),
         }
     }
     storage.sort_by_key(|&(binding, _)| binding);
-    if let Some((at, (binding, _))) = storage.iter().enumerate().find(|(at, (binding, _))| *binding != *at as u32 + 1) {
-        return Err(format!("storage binding {binding} where {} was expected", at + 1));
+    if let Some((at, (binding, _))) = storage.iter().enumerate().find(|(at, (binding, _))| *binding != *at as u32) {
+        return Err(format!("storage binding {binding} where {at} was expected"));
     }
-    match params {
-        None => Err("there are no uniform parameters at binding 0".to_owned()),
-        Some(bytes) if bytes > MAX_PARAMS_BYTES => {
-            Err(format!("{bytes} bytes of parameters, {MAX_PARAMS_BYTES} are possible"))
-        }
-        Some(bytes) => Ok((bytes, storage.into_iter().map(|(_, access)| access).collect())),
+    if params > MAX_PARAMS_BYTES {
+        return Err(format!("{params} bytes of parameters, {MAX_PARAMS_BYTES} are possible"));
     }
+    Ok((params, storage.into_iter().map(|(_, access)| access).collect()))
 }
 
 /// Workgroup size and bytes of workgroup memory of the entry point once the overrides have their values.
@@ -222,9 +216,9 @@ mod tests {
         struct Params { rows: u32, width: u32, scale: f32 }
         override threads: u32;
         override tile: u32 = 8u;
-        @group(0) @binding(0) var<uniform> params: Params;
-        @group(0) @binding(1) var<storage, read> x: array<elem>;
-        @group(0) @binding(2) var<storage, read_write> out: array<elem>;
+        var<immediate> params: Params;
+        @group(0) @binding(0) var<storage, read> x: array<elem>;
+        @group(0) @binding(1) var<storage, read_write> out: array<elem>;
         var<workgroup> shared_tile: array<vec4<f32>, tile * tile>;
         var<workgroup> unused: array<f32, 100000>;
         @compute @workgroup_size(threads, 2) fn op(@builtin(local_invocation_index) i: u32) {
@@ -296,25 +290,21 @@ mod tests {
     }
 
     #[test]
-    fn bindings_are_parameters_then_storage_without_gaps() {
+    fn bindings_are_storage_without_gaps() {
         let op = |op| ShaderSpec { op, entry: "op", overrides: vec![], ..spec(32.0, 8.0) };
         let cases = [
-            ("@compute @workgroup_size(1) fn op() {}", "no uniform parameters"),
-            ("@group(0) @binding(0) var<storage> x: array<u32>; @compute @workgroup_size(1) fn op() {}", "`x`"),
+            ("@group(0) @binding(0) var<uniform> x: vec4u; @compute @workgroup_size(1) fn op() {}", "`x`"),
             (
-                "@group(0) @binding(0) var<uniform> p: u32; @group(0) @binding(2) var<storage> x: array<u32>;
+                "var<immediate> p: u32; @group(0) @binding(2) var<storage> x: array<u32>;
                  @compute @workgroup_size(1) fn op() {}",
-                "storage binding 2 where 1 was expected",
+                "storage binding 2 where 0 was expected",
             ),
             (
-                "@group(0) @binding(0) var<uniform> p: u32; @group(1) @binding(1) var<storage> x: array<u32>;
+                "var<immediate> p: u32; @group(1) @binding(0) var<storage> x: array<u32>;
                  @compute @workgroup_size(1) fn op() {}",
                 "binding group 1",
             ),
-            (
-                "@group(0) @binding(0) var<uniform> p: array<vec4u, 17>; @compute @workgroup_size(1) fn op() {}",
-                "272 bytes of parameters",
-            ),
+            ("var<immediate> p: array<vec4u, 9>; @compute @workgroup_size(1) fn op() {}", "144 bytes of parameters"),
         ];
         for (source, expected) in cases {
             let reason = reason(&op(source), &Caps::least());

@@ -1,6 +1,6 @@
 //! The kernels as WGSL compute shaders: a typed call per entry point. Records and checks; owns no memory beyond its pipelines.
 //!
-//! Each family below has plain-data `Params` (the uniform struct of its shader), a `Variant` (all that makes one compiled shader differ from
+//! Each family below has plain-data `Params` (the immediate struct of its shader), a `Variant` (all that makes one compiled shader differ from
 //! another), a pure choice of the variant from sizes and capabilities, and a function that records. Every index that a shader forms follows
 //! from parameters which are checked here against the tensors' lengths, so that the shaders run without bounds checks of their own.
 

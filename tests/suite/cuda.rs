@@ -54,8 +54,8 @@ impl Sides {
             header: String::new(),
             parts: Vec::new(),
             op: "struct Params { n: u32 }
-                @group(0) @binding(0) var<uniform> params: Params;
-                @group(0) @binding(1) var<storage, read_write> data: array<u32>;
+                var<immediate> params: Params;
+                @group(0) @binding(0) var<storage, read_write> data: array<u32>;
                 @compute @workgroup_size(64) fn step(@builtin(global_invocation_id) at: vec3u) {
                     if at.x < params.n { data[at.x] = 5u * data[at.x] + 1u; }
                 }",

@@ -90,7 +90,8 @@ fn to_msl(spec: &ShaderSpec, module: &Module) -> Result<String, String> {
 
 fn to_hlsl(spec: &ShaderSpec, module: &Module) -> Result<String, String> {
     with_overrides(spec, module, |module, info| {
-        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
+        let immediates_target = Some(hlsl::BindTarget::default());
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, immediates_target, ..Default::default() };
         let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, spec.entry.to_owned())) };
         let mut text = String::new();
         hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None).map_err(|e| format!("{e:?}"))?;

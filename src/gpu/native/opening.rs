@@ -20,8 +20,8 @@ const EXTENSIONS: [&CStr; 3] =
 
 static PRIORITIES: [f32; 3] = [1.0; 3];
 
-/// Opens the adapter as `desc` says and with what `opening` asks for beyond it, as far as the device has that. `None` where it is no Vulkan
-/// adapter, where nothing of it is there, or where the driver refuses: the caller opens it the usual way then.
+/// Opens the adapter as `desc` says and with what `opening` asks for beyond it, as far as the device has that. `None` where it is no Vulkan adapter, or
+/// where the driver refuses: the caller opens it the usual way then.
 pub fn open(adapter: &wgpu::Adapter, desc: &wgpu::DeviceDescriptor<'_>, opening: Opening) -> Option<Opened> {
     // SAFETY: nothing is destroyed through this handle, which lives only for this call.
     let hal = unsafe { adapter.as_hal::<Vulkan>() }?;
@@ -39,11 +39,7 @@ pub fn open(adapter: &wgpu::Adapter, desc: &wgpu::DeviceDescriptor<'_>, opening:
     let families = families.iter().map(|f| (f.queue_flags, f.queue_count)).collect::<Vec<_>>();
     let queues = choose(&families, opening.transfers).filter(|_| has(ext::external_memory_host::NAME));
     let export = opening.export && has(khr::external_memory_fd::NAME);
-    if queues.is_none() && !export {
-        return None;
-    }
-
-    let enabled = extensions.clone();
+    let enabled = if queues.is_some() || export { extensions } else { Vec::new() };
     let callback = Box::new(move |args: wgpu::hal::vulkan::CreateDeviceCallbackArgs<'_, '_, '_>| {
         let new = enabled.into_iter().filter(|name| !args.extensions.contains(name)).collect::<Vec<_>>();
         args.extensions.extend(new);

@@ -1,7 +1,7 @@
 //! Products of one row with a weight matrix, for decoding.
 
 use super::matrix::Part;
-use super::product::{Form, bindings, check, params};
+use super::product::{Form, GIVEN, Params, bindings, check, params};
 use super::tensor::Args;
 use super::unroll::unroll;
 use super::{Kernel, Wgsl, enables};
@@ -48,7 +48,7 @@ impl Variant {
         let normed = if self.normed.is_some() { " normed" } else { "" };
         let mut parts = form.parts();
         let (norm, overrides) = norm::on_the_way(self.normed);
-        parts.push(norm);
+        parts.extend([GIVEN, norm]);
         ShaderSpec {
             name: format!("matvec{normed} {} {threads}x{columns}", form.name()),
             header: format!(
@@ -81,11 +81,11 @@ pub(super) fn takes_norm(kernels: &Wgsl, norm: &Norm<'_, Wgsl>, op: &Product<'_,
         && !norm.add
         && norm.rows == op.rows
         && op.rows.len() == 1
-        && op
-            .weight
-            .parts()
-            .iter()
-            .all(|part| part.format.is_float() || by_subgroups(kernels, op, part, Some(norm.eps)).is_some())
+        && op.weight.parts().iter().all(|part| {
+            part.format.is_float()
+                || params(Args("matvec"), op, part)
+                    .is_ok_and(|params| by_subgroups(kernels, op, part, params, Some(norm.eps)).is_some())
+        })
 }
 
 /// The variant for subgroups of a known size, where there is one; `normed` is the norm's epsilon.
@@ -93,9 +93,10 @@ fn by_subgroups(
     kernels: &Wgsl,
     op: &Product<'_, Wgsl>,
     part: &Part,
+    params: Params,
     normed: Option<f32>,
 ) -> Option<matvec_subgroup::Variant> {
-    matvec_subgroup::Variant::choose(kernels, Form::of(op, part), op.weight.width(), normed)
+    matvec_subgroup::Variant::choose(kernels, Form::of(op, part), params, normed)
 }
 
 /// A product of a normed row; the product's `x` is not touched.
@@ -128,19 +129,21 @@ fn record_parts(
     })?;
     for part in op.weight.parts() {
         let params = params(args, op, part)?;
-        let (kernel, workgroups) = match by_subgroups(kernels, op, part, norm.map(|norm| norm.eps)) {
-            Some(variant) => (Kernel::MatVecSubgroup(variant), variant.workgroups(part.rows.len())),
+        // Where they are part of the shader, none are given.
+        let (kernel, workgroups, given) = match by_subgroups(kernels, op, part, params, norm.map(|norm| norm.eps)) {
+            Some(variant) => (Kernel::MatVecSubgroup(variant), variant.workgroups(), &[][..]),
             None => {
                 let plain = Variant::choose(Form::of(op, part), kernels.kind);
                 let variant = Variant { normed: norm.map(|norm| norm.eps.to_bits()), ..plain };
-                (Kernel::MatVec(variant), part.rows.len().div_ceil(variant.columns as usize))
+                let workgroups = part.rows.len().div_ceil(variant.columns as usize);
+                (Kernel::MatVec(variant), workgroups, bytemuck::bytes_of(&params))
             }
         };
         let pipeline = kernels.pipeline(kernel)?;
         let grid = args.grid(workgroups, kernels.max_groups())?;
         let mut bindings = bindings(op, part);
         bindings.extend(norm.map(|norm| norm.weight.binding()));
-        rec.dispatch(&pipeline, bytemuck::bytes_of(&params), &bindings, grid)?;
+        rec.dispatch(&pipeline, given, &bindings, grid)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! weights are multiplied as integers, where activations are f16.
 
 use super::norm;
-use super::product::Form;
+use super::product::{Form, Params};
 use super::subgroups::Subgroups;
 use super::unroll::unroll;
 use super::{Wgsl, enables};
@@ -13,10 +13,10 @@ use crate::kernels::Epilogue;
 const SOURCE: &str = include_str!("../../../shaders/matvec_subgroup.wgsl");
 
 /// Most workgroups, as many as an H200 has multiprocessors.
-const GROUPS: usize = 132;
+const GROUPS: u32 = 132;
 
-/// Room for a row of `x` comes in steps of this many blocks of 32.
-const ROOM: u32 = 64;
+/// Steps that are unrolled at most: a row of 131,072 elements has one more where subgroups have 32 lanes.
+const MOST_MIDDLE: u32 = 63;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
@@ -25,10 +25,8 @@ pub(super) struct Variant {
     normed: Option<u32>,
     lanes: u32,
     shape: Shape,
-    /// Blocks of 32 elements that `x` may have.
-    blocks: u32,
-    /// Whether a row of `x` may end within a block.
-    ragged: bool,
+    /// Part of the shader, so that no dispatch waits for them, and a column's steps can be unrolled.
+    params: Params,
 }
 
 /// How a workgroup's subgroups share columns.
@@ -54,8 +52,9 @@ impl Variant {
     pub fn all(form: Form) -> impl Iterator<Item = Self> {
         let lanes = Subgroups::USUAL.lanes;
         let shape = Shape::choose(form.epilogue, lanes, u32::MAX);
-        let ragged = form.weight.is_float();
-        let plain = Self { form, normed: None, lanes, shape, blocks: ROOM, ragged };
+        // A row that ends within a block, where the format has such rows, or within the last of several steps.
+        let params = Params::of_row(if form.weight.is_float() { 1000 } else { 4352 }, 96);
+        let plain = Self { form, normed: None, lanes, shape, params };
         let normed = Self { form: form.normed(), normed: Some(1e-5_f32.to_bits()), ..plain };
         let there = units(form.weight).is_some() && multiplies(form.weight, form.types.x);
         [plain, normed].into_iter().filter(move |_| there)
@@ -63,25 +62,36 @@ impl Variant {
 
     /// Nothing where [`matvec`](super::matvec) has to do: with f32 activations integers would lose precision, some formats are not there, and a row of
     /// `x` has to fit workgroup memory. `normed` is epsilon, where the row is normed on the way.
-    pub fn choose(kernels: &Wgsl, form: Form, width: usize, normed: Option<f32>) -> Option<Self> {
+    pub fn choose(kernels: &Wgsl, form: Form, params: Params, normed: Option<f32>) -> Option<Self> {
         let Subgroups { lanes } = kernels.subgroups()?;
         units(form.weight).filter(|_| multiplies(form.weight, kernels.activation))?;
         let caps = kernels.gpu.caps();
         let form = if normed.is_some() { form.normed() } else { form };
-        let blocks = u32::try_from(width).ok()?.div_ceil(32).next_multiple_of(ROOM);
         let shape = Shape::choose(form.epilogue, lanes, caps.max_workgroup_invocations);
-        let (normed, ragged) = (normed.map(f32::to_bits), !width.is_multiple_of(32));
-        let variant = Self { form, normed, lanes, shape, blocks, ragged };
+        let variant = Self { form, normed: normed.map(f32::to_bits), lanes, shape, params };
         variant.fits(caps).then_some(variant)
     }
 
     fn fits(self, caps: &Caps) -> bool {
-        self.shape.subgroups > 0 && self.memory_bytes() <= u64::from(caps.workgroup_memory_bytes)
+        self.shape.subgroups > 0
+            && (self.form.weight.is_float() || self.middle() <= MOST_MIDDLE)
+            && self.memory_bytes() <= u64::from(caps.workgroup_memory_bytes)
+    }
+
+    /// Units of a lane that are loaded together.
+    const fn ahead(self) -> u32 {
+        if matches!(self.form.weight, Dtype::F16 | Dtype::Bf16) { 4 } else { 2 }
+    }
+
+    /// Steps of a column but the last one, which may go beyond the end of the row.
+    const fn middle(self) -> u32 {
+        let units = if self.form.weight.is_float() { 4 } else { 1 };
+        (units * self.params.blocks).div_ceil(self.ahead() * self.lanes) - 1
     }
 
     /// Workgroup memory for a row of x, and for sums of squares.
     fn memory_bytes(self) -> u64 {
-        let blocks = u64::from(self.blocks);
+        let blocks = u64::from(self.params.blocks);
         let row = if self.form.weight.is_float() {
             32 * blocks * self.form.types.x.bytes() as u64
         } else {
@@ -90,24 +100,26 @@ impl Variant {
         row + 4 * u64::from(self.shape.subgroups)
     }
 
-    /// Workgroups for a part of `rows` rows of the matrix.
-    pub fn workgroups(self, rows: usize) -> usize {
-        rows.div_ceil(self.shape.columns as usize).min(GROUPS)
+    pub fn workgroups(self) -> usize {
+        self.params.n.div_ceil(self.shape.columns).min(GROUPS) as usize
     }
 
     pub fn spec(self) -> ShaderSpec {
-        let Self { form, normed, lanes, shape, blocks, ragged } = self;
+        let Self { form, normed, lanes, shape, params } = self;
         let Shape { subgroups, columns } = shape;
-        let ahead = if matches!(form.weight, Dtype::F16 | Dtype::Bf16) { 4 } else { 2 };
+        let (ahead, middle) = (self.ahead(), self.middle());
         let once = |here: bool| u32::from(here);
         let counts = [
             ("COLUMNS", columns),
             ("AHEAD", ahead),
+            ("MIDDLE", middle),
             ("SHARES", subgroups.div_ceil(lanes)),
             ("PAIRS", once(columns == 2)),
             ("ONES", once(columns == 1)),
-            ("WHOLE", once(!ragged)),
-            ("RAGGED", once(ragged)),
+            ("WHOLE", once(!params.ragged())),
+            ("RAGGED", once(params.ragged())),
+            ("UNROLLED", once(!form.weight.is_float())),
+            ("LOOPED", once(form.weight.is_float())),
         ];
         // Here sums are added to what stood there before they were known, and then stored.
         let (finish, standing) = match form.epilogue {
@@ -120,15 +132,18 @@ impl Variant {
         parts.extend(units(form.weight).unwrap_or_default());
         ShaderSpec {
             name: format!(
-                "matvec{} {} {subgroups} subgroups of {lanes}, {blocks} blocks{}",
+                "matvec{} {} {subgroups} subgroups of {lanes}, {}x{}",
                 if normed.is_some() { " normed" } else { "" },
                 form.name(),
-                if ragged { " ragged" } else { "" }
+                params.n,
+                4 * params.width4
             ),
             header: format!(
-                "{}const LANES: u32 = {lanes}u;\nconst SUBGROUPS: u32 = {subgroups}u;\nconst KEPT: u32 = SUBGROUPS;\n\
-                 const BLOCKS: u32 = {blocks}u;\nconst COLUMNS: u32 = {columns}u;\nconst AHEAD: u32 = {ahead}u;\n{}",
+                "{}{}const LANES: u32 = {lanes}u;\nconst SUBGROUPS: u32 = {subgroups}u;\nconst KEPT: u32 = SUBGROUPS;\n\
+                 const BLOCKS: u32 = params.blocks;\nconst COLUMNS: u32 = {columns}u;\nconst AHEAD: u32 = {ahead}u;\n\
+                 const MIDDLE: u32 = {middle}u;\n{}",
                 enables(form.types.half()),
+                params.constant(),
                 unroll(SOURCE, &counts)
             ),
             parts,

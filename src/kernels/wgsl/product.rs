@@ -16,16 +16,37 @@ use crate::kernels::{Epilogue, Product, RowOrder};
 pub(super) const MAX_TILE_M: u32 = 64;
 
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub(super) struct Params {
     pub rows: u32,
     x_start: u32,
-    width4: u32,
-    blocks: u32,
+    pub width4: u32,
+    pub blocks: u32,
     pub n: u32,
     pub out_start: u32,
     pub out_stride: u32,
     first: u32,
+}
+
+impl Params {
+    /// A product of one row with a matrix `[n, width]`.
+    pub const fn of_row(width: u32, n: u32) -> Self {
+        let blocks = width.div_ceil(BLOCK as u32);
+        Self { rows: 1, x_start: 0, width4: width / 4, blocks, n, out_start: 0, out_stride: n, first: 0 }
+    }
+
+    /// Whether a row ends within a block.
+    pub const fn ragged(&self) -> bool {
+        !self.width4.is_multiple_of(BLOCK as u32 / 4)
+    }
+
+    /// These, as a constant of a shader.
+    pub fn constant(&self) -> String {
+        let Self { rows, x_start, width4, blocks, n, out_start, out_stride, first } = self;
+        format!(
+            "const params = Params({rows}u, {x_start}u, {width4}u, {blocks}u, {n}u, {out_start}u, {out_stride}u, {first}u);\n"
+        )
+    }
 }
 
 /// Element types of a product's input and output.
@@ -65,6 +86,9 @@ pub(super) struct Form {
     pub bias: bool,
 }
 
+/// Where a dispatch gives the parameters.
+pub(super) const GIVEN: &str = include_str!("../../../shaders/lib/product_given.wgsl");
+
 impl Form {
     /// Of a product with a part of its matrix.
     pub const fn of(op: &Product<'_, Wgsl>, part: &Part) -> Self {
@@ -90,7 +114,7 @@ impl Form {
         format!("{:?}->{:?} {} {epilogue:?} bias={bias}", types.x, types.out, weight.name())
     }
 
-    /// The parts of a shader: types, parameters, weight format, bias, epilogue.
+    /// The parts of a shader: types, the struct of the parameters, weight format, bias, epilogue.
     pub fn parts(self) -> Vec<&'static str> {
         let mut parts = self.input_parts();
         parts.push(finish_part(self.epilogue));
@@ -183,7 +207,7 @@ impl Variant {
                 "{}const THREAD_TILE: u32 = {thread}u;\nconst STEP: u32 = {step}u;\n",
                 enables(self.form.types.x)
             ),
-            parts: self.form.parts(),
+            parts: [self.form.parts(), vec![GIVEN]].concat(),
             op: include_str!("../../../shaders/product.wgsl"),
             entry: "product",
             overrides: overrides.map(|(name, value)| (name, f64::from(value))).to_vec(),

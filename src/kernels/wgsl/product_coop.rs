@@ -2,7 +2,7 @@
 
 use super::coop::Coop;
 use super::matrix::Part;
-use super::product::{Form, Params, bindings, check, finish_part, params};
+use super::product::{Form, GIVEN, Params, bindings, check, finish_part, params};
 use super::tensor::Args;
 use super::unroll::unroll;
 use super::{Kernel, Wgsl};
@@ -155,6 +155,7 @@ impl Variant {
     fn parts(self) -> Vec<&'static str> {
         let Form { weight, epilogue, .. } = self.form;
         let mut parts = self.form.input_parts();
+        parts.push(GIVEN);
         let in_runs = tile_weight_part(weight).filter(|_| self.tile.run(weight) == 32);
         parts.extend(match (weight, in_runs) {
             (Dtype::F16, _) => vec![include_str!("../../../shaders/lib/tile_weight_f16.wgsl")],

@@ -1,0 +1,2 @@
+// A dispatch gives the parameters.
+var<immediate> params: Params;
