@@ -16,11 +16,12 @@ use crate::gpu::{Binding, Buffer, Gpu};
 use crate::kernels::{MatrixSource, RowOrder};
 use crate::weights::WeightTensor;
 
-/// Rows of about this many bytes are written at a time.
-const RUN_BYTES: usize = 4 << 20;
+/// Bytes of the rows that a thread writes at a time, and threads at most. On an H200 13.5 GB of F16 took 593 ms so, by 16 threads and 2 MiB 691.
+const FLOATS: (usize, usize) = (4 << 20, 8);
 
-/// Threads that write at most.
-const MOST_THREADS: usize = 8;
+/// The same for formats that are repacked: what fits a core's cache is still there when it is copied into staging memory. On an H200 4.5 GB of Q4_K took
+/// 285 ms so, by 8 threads 317, by 16 threads and 4 MiB 435.
+const QUANTISED: (usize, usize) = (1 << 20, 16);
 
 /// Cuts fall on multiples of this many rows, the width of a product's tile, where a part holds so many.
 const CUT_ROWS: usize = 64;
@@ -164,7 +165,8 @@ impl<'a> Plan<'a> {
         let bytes = RowBytes::new(part.format, self.width);
         let straight =
             self.order == RowOrder::Stacked && bytes.scales == 0 && part.format.bytes(self.width)? == bytes.quants;
-        let step = (RUN_BYTES / bytes.total()).clamp(1, part.rows.len());
+        let (run_bytes, most_threads) = if bytes.scales > 0 { QUANTISED } else { FLOATS };
+        let step = (run_bytes / bytes.total()).clamp(1, part.rows.len());
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
             let held = if straight { 0 } else { step };
@@ -191,7 +193,7 @@ impl<'a> Plan<'a> {
             }
         };
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let threads = cores.min(MOST_THREADS).min(part.rows.len().div_ceil(step));
+        let threads = cores.min(most_threads).min(part.rows.len().div_ceil(step));
         std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
