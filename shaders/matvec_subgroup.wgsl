@@ -4,13 +4,13 @@
 // across the end of a column, and the first of it before x is there. Neighbouring columns go to different workgroups: all of them have the same share,
 // give or take one.
 //
-// From Rust: `params`, which are constants here, LANES, SUBGROUPS, BLOCKS (of a row of x), COLUMNS, AHEAD, the units of a lane that are loaded together, in
-// a step, and MIDDLE, the steps of a column without the last one. Loops marked by `//%` are unrolled as text, some of them no or one time: PAIRS or ONES
+// From Rust: `params`, which are constants here, LANES, SUBGROUPS, BLOCKS (of a row of x), UNITS, those of a lane to a block of 32 elements, COLUMNS, AHEAD,
+// the units of a lane that are loaded together, in a step, and MIDDLE, the steps of a column without the last one. Loops marked by `//%` are unrolled as text, some of them no or one time: PAIRS or ONES
 // finish columns; RAGGED where a row of x may end within a block of 32, else WHOLE; the steps are UNROLLED or LOOPED. On an H200 weights of a few bits are
 // a fifth slower by a loop, f16 ones 7 % slower without.
 //
-// A part gives UNITS, units of a lane to a block of 32 elements, `keep`, which brings eight elements of x to workgroup memory, `kept`, which has a unit
-// of them, and `raw_unit` and `sum_unit` for the weights.
+// A part gives `keep`, which brings eight elements of x to workgroup memory, `kept`, which has a unit of them, and `raw_unit` and `sum_unit` for the
+// weights.
 @group(0) @binding(0) var<storage, read> x: array<act8>;
 
 const THREADS: u32 = SUBGROUPS * LANES;
@@ -67,8 +67,11 @@ fn matvec(
     if column >= params.n {
         return;
     }
-    //% for u in UNROLLED
+    //% for l in LOOPED
+    var base = 0u;
+    //% end
     loop {
+        //% for u in UNROLLED
         //% for s in MIDDLE
         //% for a in AHEAD
         let unit_$s_$a = unit_at($su, $au, lane);
@@ -102,27 +105,8 @@ fn matvec(
             //% end
             //% end
         }
-        //% for c in COLUMNS
-        let total_$c = before_$c + factor * subgroupAdd(sum_$c);
-        sum_$c = 0.0;
-        before_$c = standing(row_$c);
         //% end
-        if lane == 0u {
-            //% for p in PAIRS
-            finish(0u, made, vec2<f32>(total_0, total_1));
-            //% end
-            //% for o in ONES
-            finish_one(0u, made, total_$o);
-            //% end
-        }
-        if column >= params.n {
-            break;
-        }
-    }
-    //% end
-    //% for l in LOOPED
-    var base = 0u;
-    loop {
+        //% for l in LOOPED
         //% for a in AHEAD
         let unit_$a = min(base + $au * LANES + lane, LAST);
         let x_$a = kept(unit_$a, base + $au * LANES + lane <= LAST);
@@ -147,7 +131,9 @@ fn matvec(
             //% end
             //% end
         }
+        // Written out, a turn of the loop is a column; here only some end one.
         if done {
+            //% end
             //% for c in COLUMNS
             let total_$c = before_$c + factor * subgroupAdd(sum_$c);
             sum_$c = 0.0;
@@ -164,7 +150,8 @@ fn matvec(
             if column >= params.n {
                 break;
             }
+        //% for l in LOOPED
         }
+        //% end
     }
-    //% end
 }

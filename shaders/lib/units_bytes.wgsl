@@ -1,7 +1,6 @@
 // A row of x in workgroup memory for weights of a few bits, a block of 32 elements a unit: a scale times numbers of 16 bits, kept as two signed bytes
 // each (number = 256 high + low), and the device's products of four bytes with four take code and byte as they are. An element is off by at most
 // 1/65278 of its block's largest, which is less than what f16 takes from the largest ones.
-const UNITS: u32 = 1u;
 // The bytes of eight elements, as `ordered` has them: high bytes of both fours, then low ones. One place more than there are blocks keeps eights of a
 // block out of the same banks.
 var<workgroup> bytes: array<vec4<u32>, 4u * (BLOCKS + 1u)>;

@@ -1,5 +1,4 @@
 // A row of x in workgroup memory as it is, eight elements a unit: the halves of all eights apart, so that neighbours read neighbours.
-const UNITS: u32 = 4u;
 var<workgroup> halves_of_x: array<act4, 8u * BLOCKS>;
 
 fn keep(eight: u32, v: mat2x4<f32>) {

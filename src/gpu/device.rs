@@ -28,8 +28,8 @@ const WRITE_PIECE_BYTES: usize = 8 << 20;
 /// so that loading a model would else take the model's size in host memory.
 const WRITE_FLUSH_BYTES: usize = 32 << 20;
 
-/// From this size on a buffer has memory of its own, where we can ask the driver for it: NVIDIA's then has larger pages than where it does not know what
-/// the memory is for. Once 4 GB are read for every token, pages count: on an H200 Llama-3-8B in Q4_K decodes 590 instead of 554 token/s, Llama-2-7B in F16
+/// From this size on a buffer has memory of its own, where we can ask the driver for it. NVIDIA's then seems to use larger pages than in wgpu's blocks,
+/// and where 4 GB are read for every token that counts: on an H200 Llama-3-8B in Q4_K decodes 590 instead of 554 token/s, Llama-2-7B in F16
 /// 267 instead of 246, and is there in 0.72 s instead of 1.04.
 const OWN_MEMORY_BYTES: u64 = 1 << 20;
 
@@ -42,12 +42,12 @@ pub struct Gpu {
     pub(super) owner: Arc<Owner>,
     device: wgpu::Device,
     queue: wgpu::Queue,
-    /// What there is beyond wgpu's.
+    /// Where the device is Vulkan's: what it has beyond wgpu's, buffers with memory of their own among it.
     pub(super) shared: Option<Arc<native::Shared>>,
     health: Arc<Health>,
     pipelines: Pipelines,
     staging: StagingPool,
-    /// Held from the first write of a submission to its submit, so that submissions of several threads do not mix.
+    /// Held while a submission is encoded and handed over, so that those of several threads do not mix.
     order: Mutex<Order>,
 }
 
@@ -137,8 +137,8 @@ impl Gpu {
         Ok(Buffer::new(raw, bytes, label, &self.owner))
     }
 
-    /// As [`buffer`](Self::buffer), in memory of its own that also what the device was [opened with](Opening) can use; an ordinary buffer where
-    /// that is nothing.
+    /// As [`buffer`](Self::buffer), whatever its size in memory of its own that also what the device was [opened with](Opening) can use; an ordinary
+    /// buffer where the device is not Vulkan's.
     pub fn shared_buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
         let Some(shared) = &self.shared else { return self.pooled_buffer(label, bytes) };
         let (raw, handles) = self.cleared(label, bytes, |size, usage| shared.buffer(label, size, usage))?;
@@ -527,6 +527,15 @@ mod tests {
         });
         assert!(matches!(gpu.submit(gpu.recording()), Err(Error::Adapter { .. })));
         gpu.submit(gpu.recording()).unwrap();
+    }
+
+    #[test]
+    fn large_buffers_have_memory_of_their_own_where_the_driver_can_be_asked() {
+        let gpu = gpu();
+        let own = |bytes: u64| gpu.buffer("data", bytes).unwrap().handles().is_some();
+        assert!(!own(OWN_MEMORY_BYTES - 4) || gpu.opened_with().export);
+        assert_eq!([OWN_MEMORY_BYTES, 3 * OWN_MEMORY_BYTES + 4].map(own), [gpu.shared.is_some(); 2]);
+        assert_eq!(gpu.shared.is_some(), gpu.info().backend == "vulkan");
     }
 
     #[test]

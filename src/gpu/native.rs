@@ -27,7 +27,7 @@ pub(super) use opening::open;
 #[cfg(not(target_vendor = "apple"))]
 pub(super) use shared::{Handles, Shared};
 
-/// A device that was opened with more than wgpu asks for.
+/// A device that was opened here.
 pub(super) struct Opened {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,

@@ -17,14 +17,12 @@ pub struct Recording {
     info: Arc<GpuInfo>,
     pub(super) owner: Arc<Owner>,
     commands: Vec<Command>,
-    /// Parameters of all dispatches, one behind the other.
-    params: Vec<u8>,
     /// Where times are wanted.
     timing: Option<Timing>,
 }
 
 enum Command {
-    Dispatch { pipeline: Arc<Pipeline>, params: Range<usize>, bindings: Vec<Bound>, grid: [u32; 3] },
+    Dispatch { pipeline: Arc<Pipeline>, params: Vec<u8>, bindings: Vec<Bound>, grid: [u32; 3] },
     Copy { from: Buffer, from_offset: u64, to: Buffer, to_offset: u64, bytes: u64 },
     Download { from: Buffer, offset: u64, bytes: u64, staged: Arc<OnceLock<Staged>> },
     Tag(u8),
@@ -32,7 +30,7 @@ enum Command {
 
 impl Recording {
     pub(super) fn new(info: Arc<GpuInfo>, owner: Arc<Owner>) -> Self {
-        Self { info, owner, commands: Vec::new(), params: Vec::new(), timing: None }
+        Self { info, owner, commands: Vec::new(), timing: None }
     }
 
     /// Has the device write down when the parts of this recording run.
@@ -81,10 +79,8 @@ impl Recording {
         if grid.contains(&0) {
             return Ok(());
         }
-        let at = self.params.len();
-        self.params.extend_from_slice(params);
-        let params = at..self.params.len();
-        self.commands.push(Command::Dispatch { pipeline: pipeline.clone(), params, bindings, grid });
+        let (pipeline, params) = (pipeline.clone(), params.to_vec());
+        self.commands.push(Command::Dispatch { pipeline, params, bindings, grid });
         Ok(())
     }
 
@@ -211,7 +207,6 @@ impl Recording {
                 Command::Dispatch { pipeline, params, bindings, grid } => {
                     let group = bind_groups.get(device, &pipeline.layout, bindings);
                     let begin = || Pass::begin(&mut encoder, clock.as_mut().and_then(|clock| clock.stretch(Some(tag))));
-                    let params = self.params.get(params.clone()).unwrap_or_default();
                     pass.get_or_insert_with(begin).dispatch(pipeline, group, params, *grid);
                     copied = false;
                 }

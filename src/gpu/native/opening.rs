@@ -1,4 +1,4 @@
-//! Opening a Vulkan device with more than wgpu asks for: queues for copies beside the compute queue, and the extensions by which other devices
+//! Opening a Vulkan device, if wanted with more than wgpu asks for: queues for copies beside the compute queue, and the extensions by which other devices
 //! and other APIs see its memory.
 
 use std::ffi::CStr;

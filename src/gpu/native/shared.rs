@@ -1,4 +1,4 @@
-//! A Vulkan device that was opened with more than wgpu asks for, and buffers on it which wgpu did not make.
+//! A Vulkan device as we opened it, with what it has beyond wgpu's, and buffers on it which wgpu did not make.
 
 use std::sync::Arc;
 

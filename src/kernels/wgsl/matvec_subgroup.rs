@@ -83,10 +83,14 @@ impl Variant {
         if matches!(self.form.weight, Dtype::F16 | Dtype::Bf16) { 4 } else { 2 }
     }
 
+    /// Units of a lane to a block of 32 elements: eight floats each, or the block.
+    const fn units_of_block(self) -> u32 {
+        if self.form.weight.is_float() { 4 } else { 1 }
+    }
+
     /// Steps of a column but the last one, which may go beyond the end of the row.
     const fn middle(self) -> u32 {
-        let units = if self.form.weight.is_float() { 4 } else { 1 };
-        (units * self.params.blocks).div_ceil(self.ahead() * self.lanes) - 1
+        (self.units_of_block() * self.params.blocks).div_ceil(self.ahead() * self.lanes) - 1
     }
 
     /// Workgroup memory for a row of x, and for sums of squares.
@@ -140,10 +144,11 @@ impl Variant {
             ),
             header: format!(
                 "{}{}const LANES: u32 = {lanes}u;\nconst SUBGROUPS: u32 = {subgroups}u;\nconst KEPT: u32 = SUBGROUPS;\n\
-                 const BLOCKS: u32 = params.blocks;\nconst COLUMNS: u32 = {columns}u;\nconst AHEAD: u32 = {ahead}u;\n\
+                 const BLOCKS: u32 = params.blocks;\nconst UNITS: u32 = {}u;\nconst COLUMNS: u32 = {columns}u;\nconst AHEAD: u32 = {ahead}u;\n\
                  const MIDDLE: u32 = {middle}u;\n{}",
                 enables(form.types.half()),
                 params.constant(),
+                self.units_of_block(),
                 unroll(SOURCE, &counts)
             ),
             parts,
