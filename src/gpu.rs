@@ -40,10 +40,10 @@ pub use readback::Download;
 pub use recorder::Recording;
 pub use shader::{Access, CheckedShader, ShaderSpec, check};
 pub use timing::{Stretch, Timing};
-pub use transfer::HostCopy;
+pub use transfer::{Fetch, HostCopy};
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 

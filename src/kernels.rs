@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::cancel::Wait;
 use crate::config::{NormKind, RopePairs};
 use crate::dtype::Scalar;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{HostMemory, PeerMemory};
 use crate::weights::WeightTensor;
 
@@ -82,11 +82,22 @@ pub trait Kernels: Send + Sync + Sized + 'static {
     /// Bytes on the device that `matrix` will take, without making it.
     fn matrix_bytes(&self, source: &MatrixSource) -> u64;
     /// Bytes that products with these matrices take beside them.
-    fn workspace_bytes(&self, _sources: &mut dyn Iterator<Item = MatrixSource>) -> u64 {
+    fn workspace_bytes(&self, _sources: &mut dyn Iterator<Item = &MatrixSource>) -> u64 {
         0
     }
-    /// Uploads (GPU: repacked; CPU: keeps reading the file's mapping).
-    fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Self::Matrix>;
+    /// Uploads (GPU: repacked; CPU: keeps reading the file's mapping) what has these labels. `step` is called with the index of each before it is made,
+    /// when those before it are nearly there; its error ends the upload.
+    fn matrices(
+        &self,
+        sources: &[(&str, &MatrixSource)],
+        step: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Self::Matrix>>;
+    /// Uploads one.
+    fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Self::Matrix> {
+        self.matrices(&[(label, source)], &mut |_| Ok(()))?
+            .pop()
+            .ok_or_else(|| Error::Shader { name: "matrix".to_owned(), reason: format!("`{label}` was not made") })
+    }
     /// Host bytes into a tensor, from element `offset` on. `bytes.len()` is a multiple of 4.
     fn write(&self, to: &Self::Tensor, offset: usize, bytes: &[u8]) -> Result<()>;
 

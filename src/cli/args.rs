@@ -110,7 +110,7 @@ pub struct EngineArgs {
     pub kv: KvArgs,
     /// How K/V rows pass between an adapter of a chain and host memory: copy (through its queue), dma (by itself, where its driver can),
     /// cuda (from device to device, between NVIDIA's, in a build with the feature cuda), or auto (cuda where it is there, else dma for adapters
-    /// with a queue for copies beside the one that computes)
+    /// with a queue for copies beside the one that computes). Weights are fetched by the adapter itself unless this is copy
     #[arg(long, value_name = "LINK", value_parser = parse_link, default_value = "auto")]
     pub link: Link,
     #[command(flatten)]

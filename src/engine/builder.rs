@@ -1,7 +1,8 @@
 //! Opening a model: files first, so that a prompt can be counted before memory is taken, then adapters.
 
+use std::any::Any;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::cancel::Cancel;
@@ -121,6 +122,7 @@ impl EngineBuilder {
 
     /// How K/V rows pass between each adapter of a chain and host memory ([`Link::Auto`] unless said here). Where a device has no `Dma` it is
     /// `Copy`, without `Cuda` it is `Auto`; [`AdapterReport::link`](crate::engine::AdapterReport::link) says what it did.
+    /// A device with queues for copies beside the one that computes fetches its weights by these, unless this is `Copy`.
     pub fn link(mut self, link: Link) -> Self {
         self.link = link;
         self
@@ -244,7 +246,11 @@ impl EngineBuilder {
         let context = round_up(context, GRANULE);
         let ids = if self.devices.is_empty() { default_devices(&devices()) } else { self.devices.clone() };
         let gpus = if ids.iter().all(|&id| id == DeviceId::Cpu) { Vec::new() } else { gpu::enumerate() };
-        let opening = Opening { builder: &self, stop, progress, config: &config, gpus: &gpus, ids: &ids, context };
+        // NVIDIA's driver (580.159 on Linux) deadlocks where one thread destroys a device while another ends that has used one, as threads that load do:
+        // no adapter goes before all of them have ended, whether its model could be loaded or not.
+        let held = Mutex::new(Vec::<Arc<dyn Any + Send + Sync>>::new());
+        let opening =
+            Opening { builder: &self, stop, progress, config: &config, gpus: &gpus, ids: &ids, context, held: &held };
         let adapters: Vec<Result<Opened>> = std::thread::scope(|scope| {
             let loads: Vec<_> = (0..ids.len())
                 .map(|i| {
@@ -288,6 +294,8 @@ struct Opening<'a> {
     gpus: &'a [GpuAdapter],
     ids: &'a [DeviceId],
     context: usize,
+    /// Every adapter that was opened.
+    held: &'a Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Opening<'_> {
@@ -312,9 +320,8 @@ impl Opening<'_> {
             DeviceId::Gpu(index) => {
                 let adapter = self.gpus.get(index).ok_or_else(|| self.no_adapter(id))?;
                 let name = self.logical_name(&adapter.info().name, i);
-                // One adapter alone hands nothing on.
-                let link = if self.ids.len() > 1 { self.builder.link } else { Link::Copy };
-                let opening = gpu::Opening { transfers: link.transfers(), export: false };
+                // One adapter alone hands nothing on, but fetches its weights.
+                let opening = gpu::Opening { transfers: self.builder.link.transfers(), export: false };
                 #[cfg(feature = "cuda")]
                 let note = match self.cuda(adapter, opening)? {
                     Ok(kernels) => return self.load(Arc::new(kernels), name, (None, Some(self.builder.submission))),
@@ -375,6 +382,7 @@ impl Opening<'_> {
         name: String,
         (note, submission): (Option<String>, Option<Duration>),
     ) -> Result<Opened> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&kernels) as _);
         let progress = |done_bytes, total_bytes| {
             (self.progress)(Progress::Load { adapter: name.clone(), done_bytes, total_bytes });
         };

@@ -16,7 +16,7 @@ mod shared;
 mod transfer;
 
 #[cfg(target_vendor = "apple")]
-pub(super) use absent::{Handles, Shared, open};
+pub(super) use absent::{Handles, Pending, Shared, open};
 pub use copy::copy_bytes;
 pub(super) use copy::copy_to;
 #[cfg(feature = "cuda")]
@@ -26,6 +26,8 @@ pub use host::HostMemory;
 pub(super) use opening::open;
 #[cfg(not(target_vendor = "apple"))]
 pub(super) use shared::{Handles, Shared};
+#[cfg(not(target_vendor = "apple"))]
+pub(super) use transfer::Pending;
 
 /// A device that was opened here.
 pub(super) struct Opened {
@@ -46,17 +48,17 @@ pub(super) enum Refusal {
 pub(super) struct CopyJob<'a> {
     /// The way.
     pub to_host: bool,
-    pub memory: &'a HostMemory,
-    /// Each inside its buffer and the memory, and not empty.
-    pub parts: &'a [CopyPart],
+    /// Each inside its buffer and its memory, and not empty.
+    pub parts: &'a [CopyPart<'a>],
     /// The buffers, which must not be freed before the copy is over.
     pub keep: Vec<super::Buffer>,
 }
 
 /// Bytes of a buffer and their place in host memory.
-pub(super) struct CopyPart {
+pub(super) struct CopyPart<'a> {
     pub handles: Handles,
     pub offset: u64,
+    pub memory: &'a HostMemory,
     pub host_offset: u64,
     pub bytes: u64,
 }

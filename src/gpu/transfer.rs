@@ -4,9 +4,12 @@
 //! They are not part of the order of submissions. The caller has waited for the submissions that wrote, or read last, what a copy touches, and the
 //! copy is over when the call returns: what is submitted then sees it.
 
-use super::buffer::Buffer;
+use std::sync::Arc;
+
+use super::buffer::{Buffer, Owner};
 use super::device::Gpu;
-use super::native::{CopyJob, CopyPart, Fault, HostMemory};
+use super::info::Transfers;
+use super::native::{CopyJob, CopyPart, Fault, HostMemory, Pending};
 use crate::cancel::Wait;
 use crate::error::{Error, Result};
 
@@ -43,8 +46,41 @@ impl Gpu {
         self.transfer(false, parts, from, wait)
     }
 
+    /// Whether this device copies to and from a buffer beside its queue, as far as it knows.
+    pub fn reaches(&self, buffer: &Buffer) -> bool {
+        buffer.handles().is_some() && self.opened_with().transfers != Transfers::None
+    }
+
+    /// Begins to copy pieces of host memory, each to the places beside it, as one submission, and does not wait for it. The memory comes back at once
+    /// where [`copy_to_host`](Self::copy_to_host) would say `false`, else from [`Fetch::finish`].
+    ///
+    /// Errors: as there; the memory is given up then.
+    pub fn fetch(
+        &self,
+        from: Vec<(HostMemory, Vec<HostCopy<'_>>)>,
+    ) -> Result<std::result::Result<Fetch, Vec<HostMemory>>> {
+        let jobs: Vec<_> = from.iter().map(|(memory, parts)| (memory, &parts[..])).collect();
+        let begun = self.begin(false, &jobs)?;
+        let memory = from.into_iter().map(|(memory, _)| memory).collect();
+        let pending = match begun {
+            Begun::Refused => return Ok(Err(memory)),
+            Begun::Nothing => None,
+            Begun::Pending(pending) => Some(pending),
+        };
+        Ok(Ok(Fetch { pending, memory, owner: self.owner.clone() }))
+    }
+
     fn transfer(&self, to_host: bool, parts: &[HostCopy<'_>], memory: &HostMemory, wait: &Wait) -> Result<bool> {
-        for part in parts {
+        match self.begin(to_host, &[(memory, parts)])? {
+            Begun::Refused => Ok(false),
+            Begun::Nothing => Ok(true),
+            Begun::Pending(pending) => pending.wait(wait).map(|()| true).map_err(|fault| told(fault, &self.owner)),
+        }
+    }
+
+    fn begin(&self, to_host: bool, jobs: &[(&HostMemory, &[HostCopy<'_>])]) -> Result<Begun> {
+        let all = || jobs.iter().flat_map(|(memory, parts)| parts.iter().map(move |part| (*memory, part)));
+        for (memory, part) in all() {
             part.buffer.has(&self.owner, part.offset, part.bytes)?;
             let end = part.host_offset.checked_add(part.bytes);
             if end.is_none_or(|end| end > memory.len() as u64) {
@@ -52,27 +88,64 @@ impl Gpu {
                 return Err(self.owner.error(format!("{n} bytes at {at} are not inside host memory of {has} bytes")));
             }
         }
-        let Some(shared) = &self.shared else { return Ok(false) };
-        let parts = parts.iter().filter(|part| part.bytes > 0);
-        let raw = |part: &HostCopy<'_>| {
+        let Some(shared) = &self.shared else { return Ok(Begun::Refused) };
+        let parts = || all().filter(|(_, part)| part.bytes > 0);
+        let raw = |(memory, part): (_, &HostCopy<'_>)| {
             let HostCopy { buffer, offset, host_offset, bytes } = *part;
-            Some(CopyPart { handles: buffer.handles()?, offset, host_offset, bytes })
+            Some(CopyPart { handles: buffer.handles()?, offset, memory, host_offset, bytes })
         };
-        let Some(raw_parts) = parts.clone().map(raw).collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let Some(raw_parts) = parts().map(raw).collect::<Option<Vec<_>>>() else { return Ok(Begun::Refused) };
         if raw_parts.is_empty() {
-            return Ok(true);
+            return Ok(Begun::Nothing);
         }
-        let keep = parts.map(|part| part.buffer.clone()).collect();
-        let job = CopyJob { to_host, memory, parts: &raw_parts, keep };
+        let keep = parts().map(|(_, part)| part.buffer.clone()).collect();
+        let job = CopyJob { to_host, parts: &raw_parts, keep };
         // Where the copies share wgpu's queue, the order lock keeps its submissions away.
-        let alone = || shared.on_compute_queue().then(|| self.order());
-        match shared.copy(job, alone, wait) {
-            Ok(()) => Ok(true),
-            Err(Fault::Refused) => Ok(false),
-            Err(Fault::Waiting(e)) => Err(e),
-            Err(Fault::Driver(reason)) => Err(self.owner.error(reason)),
-            Err(Fault::Lost(reason)) => Err(Error::AdapterLost { adapter: self.owner.adapter.clone(), reason }),
+        match shared.begin(job, || shared.on_compute_queue().then(|| self.order())) {
+            Ok(pending) => Ok(Begun::Pending(pending)),
+            Err(Fault::Refused) => Ok(Begun::Refused),
+            Err(fault) => Err(told(fault, &self.owner)),
         }
+    }
+}
+
+/// How a copy began.
+enum Begun {
+    /// Not at all.
+    Refused,
+    /// There was nothing to copy.
+    Nothing,
+    Pending(Pending),
+}
+
+/// Host memory that a device copies to its buffers. Dropping it waits for the copy's end.
+pub struct Fetch {
+    /// Dropped before the memory is.
+    pending: Option<Pending>,
+    memory: Vec<HostMemory>,
+    owner: Arc<Owner>,
+}
+
+impl Fetch {
+    /// Blocks until the copy has ended, and gives the memory back.
+    ///
+    /// Errors: those of [`Gpu::copy_to_host`].
+    pub fn finish(self, wait: &Wait) -> Result<Vec<HostMemory>> {
+        let Self { pending, memory, owner } = self;
+        match pending.map_or(Ok(()), |pending| pending.wait(wait)) {
+            Ok(()) => Ok(memory),
+            Err(fault) => Err(told(fault, &owner)),
+        }
+    }
+}
+
+/// What a fault is to the caller.
+fn told(fault: Fault, owner: &Owner) -> Error {
+    match fault {
+        Fault::Waiting(e) => e,
+        Fault::Driver(reason) => owner.error(reason),
+        Fault::Lost(reason) => Error::AdapterLost { adapter: owner.adapter.clone(), reason },
+        Fault::Refused => owner.error("the driver does not take the memory"),
     }
 }
 
@@ -81,8 +154,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::gpu::Opening;
     use crate::gpu::tests::{adapter, double, double_spec, read, wait};
-    use crate::gpu::{Opening, Transfers};
 
     /// A device with transfers, wherever its driver can.
     fn gpu() -> Gpu {
@@ -157,6 +230,42 @@ mod tests {
         assert!(memory[..4 * n as usize].iter().any(|&x| x != 0));
         drop(memory);
         settle(&b);
+    }
+
+    #[test]
+    fn several_pieces_are_fetched_at_once_and_come_back() {
+        let gpu = gpu();
+        let (n, of_each) = (HostMemory::LEAST as u64, 3000);
+        let buffer = gpu.shared_buffer("rows", 4 * n).unwrap();
+        settle(&gpu);
+        let mut pieces = HostMemory::pieces(4, n as usize).unwrap();
+        pieces.iter_mut().enumerate().for_each(|(i, piece)| piece.copy_from_slice(&pattern(n as usize, i)));
+        // The first and last bytes of each, in the opposite order.
+        let copy = |i: u64, at| HostCopy { buffer: &buffer, offset: (3 - i) * n + at, host_offset: at, bytes: of_each };
+        let copies = |i| vec![copy(i, 0), copy(i, n - of_each)];
+        let fetch = gpu.fetch((0..).zip(pieces).map(|(i, piece)| (piece, copies(i))).collect()).unwrap();
+        assert_eq!(fetch.is_ok(), can(&gpu));
+        let pieces = fetch.map_or_else(|refused| refused, |fetch| fetch.finish(&wait()).unwrap());
+        for (i, piece) in pieces.iter().enumerate() {
+            assert!(piece[..] == pattern(n as usize, i), "piece {i}");
+        }
+        let expected = |i: u64| {
+            let mut bytes = pattern(n as usize, 3 - i as usize);
+            bytes[of_each as usize..(n - of_each) as usize].fill(0);
+            bytes
+        };
+        if can(&gpu) {
+            assert!(read(&gpu, &buffer, 0..4 * n) == (0..4).flat_map(expected).collect::<Vec<_>>());
+            // One that is dropped is over.
+            let piece = HostMemory::from_bytes(&pattern(n as usize, 9)).unwrap();
+            drop(gpu.fetch(vec![(piece, vec![HostCopy { bytes: n, ..copy(3, 0) }])]).unwrap());
+            assert!(read(&gpu, &buffer, 0..n) == pattern(n as usize, 9));
+        }
+        let outside = vec![(HostMemory::new(64).unwrap(), vec![HostCopy { bytes: 5 * n, ..copy(3, 0) }])];
+        assert!(matches!(gpu.fetch(outside), Err(Error::Adapter { .. })));
+        assert!(
+            gpu.fetch(Vec::new()).unwrap().is_ok_and(|none| none.finish(&wait()).unwrap().is_empty()) || !can(&gpu)
+        );
     }
 
     #[test]

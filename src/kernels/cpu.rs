@@ -275,8 +275,16 @@ impl Kernels for Cpu {
         0
     }
 
-    fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Matrix> {
-        Matrix::new(&self.name, label, source)
+    fn matrices(
+        &self,
+        sources: &[(&str, &MatrixSource)],
+        step: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Matrix>> {
+        let make = |(i, (label, source)): (usize, &(&str, &MatrixSource))| {
+            step(i)?;
+            Matrix::new(&self.name, label, source)
+        };
+        sources.iter().enumerate().map(make).collect()
     }
 
     fn write(&self, to: &Tensor, offset: usize, bytes: &[u8]) -> Result<()> {

@@ -270,11 +270,15 @@ impl Kernels for Cuda {
         self.wgsl.matrix_bytes(source)
     }
 
-    fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Matrix> {
-        let matrix = self.wgsl.matrix(label, source)?;
-        if product::suits(&matrix) {
+    fn matrices(
+        &self,
+        sources: &[(&str, &MatrixSource)],
+        step: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Matrix>> {
+        let matrices = self.wgsl.matrices(sources, step)?;
+        for (matrix, (_, source)) in matrices.iter().zip(sources).filter(|(matrix, _)| product::suits(matrix)) {
             self.n_suiting.fetch_add(1, Ordering::Relaxed);
-            if product::is_converted(&matrix) {
+            if product::is_converted(matrix) {
                 self.n_converted.fetch_add(1, Ordering::Relaxed);
                 self.converter.make_room(self.gpu(), source)?;
             }
@@ -282,11 +286,11 @@ impl Kernels for Cuda {
                 self.pairs.make(self.gpu(), product::pair_bytes(matrix.rows()))?;
             }
         }
-        Ok(matrix)
+        Ok(matrices)
     }
 
-    fn workspace_bytes(&self, sources: &mut dyn Iterator<Item = MatrixSource>) -> u64 {
-        let needs = sources.map(|source| (product::pairs_of(&source), weights::room_bytes(&source)));
+    fn workspace_bytes(&self, sources: &mut dyn Iterator<Item = &MatrixSource>) -> u64 {
+        let needs = sources.map(|source| (product::pairs_of(source), weights::room_bytes(source)));
         let most = needs.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)));
         most.map_or(0, |(pairs, converted)| pairs + converted)
     }

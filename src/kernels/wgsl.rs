@@ -42,6 +42,7 @@ mod soft_cap;
 mod subgroups;
 pub(super) mod tensor;
 mod unroll;
+mod upload;
 
 pub use ceiling::CEILING_LEN;
 use coop::Coop;
@@ -120,7 +121,8 @@ impl Wgsl {
 
     /// As [`Kernels::matrix`], in buffers of at most `max_bytes`: what a device with smaller bindings would do.
     pub fn matrix_in_parts(&self, label: &str, source: &MatrixSource, max_bytes: u64) -> Result<Matrix> {
-        Matrix::upload_in_parts(&self.gpu, label, source, max_bytes)
+        let made = upload::upload(&self.gpu, &[(label, source)], max_bytes, &mut |_| Ok(()))?;
+        made.into_iter().next().ok_or_else(|| Args("matrix").error("none was made"))
     }
 
     fn pipeline(&self, kernel: Kernel) -> Result<Arc<Pipeline>> {
@@ -438,8 +440,13 @@ impl Kernels for Wgsl {
         Matrix::bytes(source)
     }
 
-    fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Matrix> {
-        Matrix::upload(&self.gpu, label, source)
+    fn matrices(
+        &self,
+        sources: &[(&str, &MatrixSource)],
+        step: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Matrix>> {
+        let caps = self.gpu.caps();
+        upload::upload(&self.gpu, sources, caps.max_binding_bytes.min(caps.max_buffer_bytes), step)
     }
 
     fn write(&self, to: &Tensor, offset: usize, bytes: &[u8]) -> Result<()> {

@@ -8,7 +8,7 @@ use half::bf16;
 use crate::cancel::Cancel;
 use crate::config::{ModelConfig, Rope};
 use crate::dtype::Scalar;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{HeadDims, Kernels, MatrixSource};
 use crate::model::sources::{LayerSource, LinearSource, NormSource, Sources};
 use crate::model::{Layer, Linear, Model, NormWeights, Pace, memory};
@@ -26,21 +26,33 @@ pub struct LoadOptions<'a> {
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
-/// Puts tensors on a device, and tells how far it is.
+/// Builds the model of what is on the device, and puts vectors there.
 struct Upload<'a, K: Kernels> {
     kernels: &'a K,
-    options: &'a LoadOptions<'a>,
-    done: u64,
-    total: u64,
+    /// Those that are still to be used, in the order of [`matrices`].
+    matrices: std::vec::IntoIter<K::Matrix>,
+}
+
+/// Every matrix of a model with its label, in the order in which they are used here.
+fn matrices<'a>(
+    embedding: &'a MatrixSource,
+    head: Option<&'a LinearSource>,
+    layers: &'a [LayerSource],
+) -> Vec<(&'static str, &'a MatrixSource)> {
+    let of_layer = |l: &'a LayerSource| {
+        let linears = [("qkv", &l.qkv), ("attention output", &l.attn_out), ("gate and up", &l.up), ("down", &l.down)];
+        linears.map(|(label, linear)| (label, &linear.matrix))
+    };
+    let outside = [("embedding", embedding)].into_iter().chain(head.map(|head| ("head", &head.matrix)));
+    outside.chain(layers.iter().flat_map(of_layer)).collect()
 }
 
 impl<K: Kernels> Upload<'_, K> {
-    fn matrix(&mut self, label: &str, source: &MatrixSource) -> Result<K::Matrix> {
-        self.options.cancel.check()?;
-        let matrix = self.kernels.matrix(label, source)?;
-        self.done += bytes(source);
-        (self.options.progress)(self.done, self.total);
-        Ok(matrix)
+    fn matrix(&mut self) -> Result<K::Matrix> {
+        self.matrices.next().ok_or_else(|| Error::Shader {
+            name: "matrix".to_owned(),
+            reason: "fewer were made than a model has".to_owned(),
+        })
     }
 
     fn vector(&self, values: &[f32]) -> Result<K::Tensor> {
@@ -49,9 +61,9 @@ impl<K: Kernels> Upload<'_, K> {
         Ok(out)
     }
 
-    fn linear(&mut self, label: &str, source: &LinearSource) -> Result<Linear<K>> {
+    fn linear(&mut self, source: &LinearSource) -> Result<Linear<K>> {
         let bias = source.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
-        Ok(Linear { weight: self.matrix(label, &source.matrix)?, bias, n_elements: n_elements(&source.matrix) })
+        Ok(Linear { weight: self.matrix()?, bias, n_elements: n_elements(&source.matrix) })
     }
 
     fn norm(&self, source: &NormSource) -> Result<NormWeights<K>> {
@@ -68,13 +80,13 @@ impl<K: Kernels> Upload<'_, K> {
         let mlp_post_norm = norm(&source.mlp_post_norm)?;
         Ok(Layer {
             attn_norm,
-            qkv: self.linear("qkv", &source.qkv)?,
+            qkv: self.linear(&source.qkv)?,
             head_norms,
-            attn_out: self.linear("attention output", &source.attn_out)?,
+            attn_out: self.linear(&source.attn_out)?,
             attn_post_norm,
             mlp_norm,
-            up: self.linear("gate and up", &source.up)?,
-            down: self.linear("down", &source.down)?,
+            up: self.linear(&source.up)?,
+            down: self.linear(&source.down)?,
             mlp_post_norm,
         })
     }
@@ -104,20 +116,26 @@ impl<K: Kernels> Model<K> {
         let layers = (0..config.n_layers).map(|n| sources.layer(n)).collect::<Result<Vec<_>>>()?;
         sources.expect_all_biases_used()?;
 
-        let of_layer = |l: &LayerSource| [&l.qkv, &l.attn_out, &l.up, &l.down].map(|linear| linear.matrix.clone());
-        let all = || {
-            let outside = [&embedding].into_iter().chain(head.iter().map(|head| &head.matrix)).cloned();
-            outside.chain(layers.iter().flat_map(of_layer))
-        };
-        let weights_bytes: u64 = all().map(|m| kernels.matrix_bytes(&m)).sum();
+        let sources = matrices(&embedding, head.as_ref(), &layers);
+        let all = || sources.iter().map(|(_, matrix)| *matrix);
+        let weights_bytes: u64 = all().map(|matrix| kernels.matrix_bytes(matrix)).sum();
         memory::check(&*kernels, "weights", weights_bytes.saturating_add(kernels.workspace_bytes(&mut all())))?;
-        let total = all().map(|m| bytes(&m)).sum();
-        let mut upload = Upload { kernels: &*kernels, options, done: 0, total };
 
-        let embedding = upload.matrix("embedding", &embedding)?;
-        let head = match head {
-            Some(head) => upload.linear("head", &head)?,
-            None => Linear { weight: embedding.clone(), bias: None, n_elements: config.hidden * config.vocab },
+        let total = all().map(bytes).sum();
+        let mut done = 0;
+        let mut step = |i: usize| {
+            options.cancel.check()?;
+            (options.progress)(done, total);
+            done += bytes(sources[i].1);
+            Ok(())
+        };
+        let made = kernels.matrices(&sources, &mut step)?;
+        (options.progress)(total, total);
+        let mut upload = Upload { kernels: &*kernels, matrices: made.into_iter() };
+        let table = upload.matrix()?;
+        let head = match &head {
+            Some(head) => upload.linear(head)?,
+            None => Linear { weight: table.clone(), bias: None, n_elements: config.hidden * config.vocab },
         };
         let layers = layers.iter().map(|layer| upload.layer(layer)).collect::<Result<_>>()?;
         let output_norm = upload.norm(&output_norm)?;
@@ -131,7 +149,7 @@ impl<K: Kernels> Model<K> {
             dims: HeadDims { heads: config.n_heads, kv_heads: config.n_kv_heads, head_dim: config.head_dim },
             pace: Pace::new(options.submission),
             context: options.context,
-            embedding,
+            embedding: table,
             head,
             layers,
             kernels,

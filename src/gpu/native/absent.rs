@@ -13,6 +13,15 @@ pub enum Handles {}
 /// There is none.
 pub enum Shared {}
 
+/// There is none.
+pub enum Pending {}
+
+impl Pending {
+    pub fn wait(self, _: &Wait) -> Result<(), Fault> {
+        match self {}
+    }
+}
+
 pub fn open(_: &wgpu::Adapter, _: &wgpu::DeviceDescriptor<'_>, _: Opening) -> Option<Opened> {
     None
 }
@@ -39,7 +48,7 @@ impl Shared {
         match **self {}
     }
 
-    pub fn copy<G>(self: &Arc<Self>, _: CopyJob<'_>, _: impl FnOnce() -> G, _: &Wait) -> Result<(), Fault> {
+    pub fn begin<G>(self: &Arc<Self>, _: CopyJob<'_>, _: impl FnOnce() -> G) -> Result<Pending, Fault> {
         match **self {}
     }
 }

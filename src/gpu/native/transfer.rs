@@ -4,7 +4,7 @@
 //! after, and the fence's wait makes available, the next submission visible, what was written before. The barriers below say the same to the
 //! caches of the copying queue and of the host.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::host::{Import, Region};
 use super::shared::{Queues, Shared};
 use super::{CopyJob, Fault};
 use crate::cancel::{Cancel, Wait};
-use crate::error::Error;
+use crate::gpu::Buffer;
 
 /// How long a copy that was given up may still take. A few hundred megabytes need tens of milliseconds, and on the compute queue there may be
 /// work in front of them.
@@ -23,11 +23,13 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 
 /// What copies need: of a device that was opened with queues for them.
 pub(super) struct Lanes {
-    /// To the host, and to the device.
+    /// For the way to the host, and to the device.
     queues: [vk::Queue; 2],
     family: u32,
     /// Held while something is submitted: the two queues may be one.
     submitting: Mutex<()>,
+    /// Copies that each queue has still to do.
+    under_way: [AtomicUsize; 2],
     idle: Mutex<Vec<Slot>>,
     import: ext::external_memory_host::Device,
     /// Imported memory starts and ends at multiples of this.
@@ -43,6 +45,37 @@ struct Slot {
     pool: vk::CommandPool,
     commands: vk::CommandBuffer,
     fence: vk::Fence,
+}
+
+/// A copy that was submitted: until it has ended, what it uses is nobody's else. Dropping it waits for the end.
+pub struct Pending {
+    shared: Arc<Shared>,
+    /// Taken when it is dropped.
+    used: Option<(Slot, Vec<Arc<Region>>, Vec<Buffer>)>,
+    /// Which queue.
+    lane: usize,
+}
+
+impl Pending {
+    /// Blocks until it has ended. A cancel or a limit that comes meanwhile is told once it has.
+    pub fn wait(self, wait: &Wait) -> Result<(), Fault> {
+        self.used.as_ref().map_or(Ok(()), |(slot, ..)| self.shared.wait_for(slot, wait))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let (Some((slot, regions, keep)), Some(lanes)) = (self.used.take(), &self.shared.lanes) else { return };
+        let chance = Wait { cancel: Cancel::new(), limit: LAST_CHANCE };
+        match self.shared.wait_for(&slot, &chance) {
+            // What hangs may still write: nothing that it uses is ever freed.
+            Err(Fault::Waiting(_)) if !self.shared.signalled(&slot) => {
+                lanes.hung.store(true, Ordering::Relaxed);
+                std::mem::forget((regions, keep));
+            }
+            _ => lanes.give_back(self.lane, slot),
+        }
+    }
 }
 
 /// Host memory as a buffer of one device.
@@ -74,6 +107,7 @@ impl Lanes {
             queues: queues.indices.map(queue),
             family: queues.family,
             submitting: Mutex::default(),
+            under_way: Default::default(),
             idle: Mutex::default(),
             import: ext::external_memory_host::Device::new(instance, raw),
             alignment: host.min_imported_host_pointer_alignment.max(1),
@@ -84,6 +118,21 @@ impl Lanes {
 
     pub fn usable(&self) -> bool {
         !self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The index of the queue for a copy. The way to the device borrows the other queue while that has less to do: there are 20 µs between two copies of
+    /// a queue, in which the other one copies.
+    fn take(&self, to_host: bool) -> usize {
+        let [out, back] = self.under_way.each_ref().map(|n| n.load(Ordering::Relaxed));
+        let lane = usize::from(!to_host && back <= out);
+        self.under_way[lane].fetch_add(1, Ordering::Relaxed);
+        lane
+    }
+
+    /// For the next copy, once a queue is done with this one.
+    fn give_back(&self, lane: usize, slot: Slot) {
+        self.under_way[lane].fetch_sub(1, Ordering::Relaxed);
+        lock(&self.idle).push(slot);
     }
 
     /// Destroys what is idle; at the device's end this is everything.
@@ -104,52 +153,43 @@ impl Shared {
         self.lanes.as_ref().is_some_and(|lanes| lanes.hung.load(Ordering::Relaxed))
     }
 
-    /// Carries a job out; `submit_under` is held while it is submitted. A cancel or a limit that comes meanwhile is told once the copy has ended:
-    /// the memory is nobody's else before.
-    pub fn copy<G>(
-        self: &Arc<Self>,
-        job: CopyJob<'_>,
-        submit_under: impl FnOnce() -> G,
-        wait: &Wait,
-    ) -> Result<(), Fault> {
+    /// Begins a job; `submit_under` is held while it is submitted.
+    pub fn begin<G>(self: &Arc<Self>, job: CopyJob<'_>, submit_under: impl FnOnce() -> G) -> Result<Pending, Fault> {
         let Some(lanes) = &self.lanes else { return Err(Fault::Refused) };
         if lanes.hung.load(Ordering::Relaxed) {
             return Err(Fault::Lost("an earlier copy to or from host memory did not end".to_owned()));
         }
-        let Some(region) = job.memory.region().cloned() else { return Err(Fault::Refused) };
-        let host = self.imported(lanes, &region).inspect_err(|_| lanes.refused.store(true, Ordering::Relaxed))?;
+        let mut regions = Vec::with_capacity(job.parts.len());
+        let mut copies = Vec::with_capacity(job.parts.len());
+        for part in job.parts {
+            let (region, range) = part.memory.place().ok_or(Fault::Refused)?;
+            let host = self.imported(lanes, region).inspect_err(|_| lanes.refused.store(true, Ordering::Relaxed))?;
+            let (device, at, host_at) = (part.handles.buffer, part.offset, range.start as u64 + part.host_offset);
+            let copy = vk::BufferCopy::default().size(part.bytes);
+            copies.push(match job.to_host {
+                true => (device, host, copy.src_offset(at).dst_offset(host_at)),
+                false => (host, device, copy.src_offset(host_at).dst_offset(at)),
+            });
+            regions.push(Arc::clone(region));
+        }
         let slot = match lock(&lanes.idle).pop() {
             Some(slot) => slot,
             None => self.slot(lanes.family).map_err(fault)?,
         };
-        let submitted = self.record(&slot, host, &job).and_then(|()| {
+        let lane = lanes.take(job.to_host);
+        let submitted = self.record(&slot, &copies, job.to_host).and_then(|()| {
             let _turn = submit_under();
             let _submitting = lock(&lanes.submitting);
             let info = [vk::SubmitInfo::default().command_buffers(std::slice::from_ref(&slot.commands))];
             // SAFETY: the commands are recorded and not pending, the fence is unsignalled and of no other submission, and this thread alone
             // submits: our own submissions exclude each other, and the caller's guard keeps wgpu's away where the queue is wgpu's.
-            unsafe { self.raw.queue_submit(lanes.queues[usize::from(!job.to_host)], &info, slot.fence) }
+            unsafe { self.raw.queue_submit(lanes.queues[lane], &info, slot.fence) }
         });
         if let Err(e) = submitted {
-            lock(&lanes.idle).push(slot);
+            lanes.give_back(lane, slot);
             return Err(fault(e));
         }
-        let ended = self.wait_for(&slot, wait).or_else(|fault| match fault {
-            Fault::Waiting(_) => {
-                let chance = Wait { cancel: Cancel::new(), limit: LAST_CHANCE };
-                self.wait_for(&slot, &chance).and(Err(fault))
-            }
-            lost => Err(lost),
-        });
-        match &ended {
-            // What hangs may still write: nothing that it uses is ever freed.
-            Err(Fault::Waiting(Error::Timeout { .. })) if !self.signalled(&slot) => {
-                lanes.hung.store(true, Ordering::Relaxed);
-                std::mem::forget((region, job.keep));
-            }
-            _ => lock(&lanes.idle).push(slot),
-        }
-        ended
+        Ok(Pending { shared: Arc::clone(self), used: Some((slot, regions, job.keep)), lane })
     }
 
     fn wait_for(&self, slot: &Slot, wait: &Wait) -> Result<(), Fault> {
@@ -201,7 +241,13 @@ impl Shared {
         }
     }
 
-    fn record(&self, slot: &Slot, host: vk::Buffer, job: &CopyJob<'_>) -> Result<(), vk::Result> {
+    /// Records copies from one buffer to another.
+    fn record(
+        &self,
+        slot: &Slot,
+        copies: &[(vk::Buffer, vk::Buffer, vk::BufferCopy)],
+        to_host: bool,
+    ) -> Result<(), vk::Result> {
         let (raw, commands) = (&self.raw, slot.commands);
         let barrier = |from: (vk::PipelineStageFlags, vk::AccessFlags),
                        to: (vk::PipelineStageFlags, vk::AccessFlags)| {
@@ -212,7 +258,7 @@ impl Shared {
             };
         };
         let all = (vk::PipelineStageFlags::ALL_COMMANDS, vk::AccessFlags::MEMORY_READ | vk::AccessFlags::MEMORY_WRITE);
-        let copies =
+        let transfers =
             (vk::PipelineStageFlags::TRANSFER, vk::AccessFlags::TRANSFER_READ | vk::AccessFlags::TRANSFER_WRITE);
         let host_reads = (vk::PipelineStageFlags::HOST, vk::AccessFlags::HOST_READ);
         // SAFETY: the slot is this call's alone, and nothing of it is pending. Each copy lies inside both buffers, which the caller has checked, and
@@ -221,17 +267,11 @@ impl Shared {
             raw.reset_fences(&[slot.fence])?;
             let once = vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT;
             raw.begin_command_buffer(commands, &vk::CommandBufferBeginInfo::default().flags(once))?;
-            barrier(all, copies);
-            for part in job.parts {
-                let (device, at, host_at) = (part.handles.buffer, part.offset, part.host_offset);
-                let region = vk::BufferCopy::default().size(part.bytes);
-                if job.to_host {
-                    raw.cmd_copy_buffer(commands, device, host, &[region.src_offset(at).dst_offset(host_at)]);
-                } else {
-                    raw.cmd_copy_buffer(commands, host, device, &[region.src_offset(host_at).dst_offset(at)]);
-                }
+            barrier(all, transfers);
+            for (from, to, copy) in copies {
+                raw.cmd_copy_buffer(commands, *from, *to, std::slice::from_ref(copy));
             }
-            barrier(copies, if job.to_host { host_reads } else { all });
+            barrier(transfers, if to_host { host_reads } else { all });
             raw.end_command_buffer(commands)
         }
     }

@@ -3,25 +3,16 @@
 //! A part is a run of matrix rows of one format in one buffer (two where the format has scales); each product takes one dispatch a part. A
 //! matrix has several parts where tensors of different formats are stacked, or where a buffer or its binding would be too large.
 
-use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::planes::{RowBytes, repack, repack_as_f32};
 use super::tensor::Args;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::gpu::{Binding, Buffer, Gpu};
+use crate::gpu::{Binding, Buffer};
 use crate::kernels::{MatrixSource, RowOrder};
 use crate::weights::WeightTensor;
-
-/// Bytes of the rows that a thread writes at a time, and threads at most. On an H200 13.5 GB of F16 took 593 ms so, by 16 threads and 2 MiB 691.
-const FLOATS: (usize, usize) = (4 << 20, 8);
-
-/// The same for formats that are repacked: what fits a core's cache is still there when it is copied into staging memory. On an H200 4.5 GB of Q4_K took
-/// 285 ms so, by 8 threads 317, by 16 threads and 4 MiB 435.
-const QUANTISED: (usize, usize) = (1 << 20, 16);
 
 /// Cuts fall on multiples of this many rows, the width of a product's tile, where a part holds so many.
 const CUT_ROWS: usize = 64;
@@ -39,13 +30,13 @@ struct Inner {
 }
 
 /// Rows of a matrix that lie in one buffer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::kernels) struct Part {
     pub format: Dtype,
     /// Rows of the matrix; the first one is even where rows alternate.
     pub rows: Range<usize>,
-    quants: Buffer,
-    scales: Option<Buffer>,
+    pub(super) quants: Buffer,
+    pub(super) scales: Option<Buffer>,
 }
 
 impl Part {
@@ -68,27 +59,6 @@ impl Part {
 }
 
 impl Matrix {
-    /// Uploads. Errors: [`Error::Shader`] where the tensors do not form a matrix, else what the device says.
-    pub(super) fn upload(gpu: &Gpu, label: &str, source: &MatrixSource) -> Result<Self> {
-        Self::upload_in_parts(gpu, label, source, gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes))
-    }
-
-    /// As [`upload`](Self::upload), with no buffer above `max_bytes`.
-    pub(super) fn upload_in_parts(gpu: &Gpu, label: &str, source: &MatrixSource, max_bytes: u64) -> Result<Self> {
-        let plan = Plan::new(source, max_bytes)?;
-        let parts = plan.parts.iter().map(|(format, rows)| {
-            let bytes = RowBytes::new(*format, plan.width);
-            let size = |row: usize| (row * rows.len()) as u64;
-            let quants = gpu.buffer(label, size(bytes.quants))?;
-            let scales = if bytes.scales > 0 { Some(gpu.buffer(label, size(bytes.scales))?) } else { None };
-            let part = Part { format: *format, rows: rows.clone(), quants, scales };
-            plan.fill(gpu, &part)?;
-            Ok(part)
-        });
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        Ok(Self(Arc::new(Inner { rows: plan.rows, width: plan.width, order: source.rows, parts })))
-    }
-
     /// Bytes on the device that the matrix will take; 0 for tensors that form no matrix, which an upload refuses.
     pub(super) fn bytes(source: &MatrixSource) -> u64 {
         let Ok(plan) = Plan::new(source, u64::MAX) else { return 0 };
@@ -113,17 +83,18 @@ impl Matrix {
 }
 
 /// What an upload will do; known before any memory is taken.
-struct Plan<'a> {
+pub(super) struct Plan<'a> {
     tensors: &'a [WeightTensor],
     order: RowOrder,
     rows: usize,
     width: usize,
     /// Format and rows of each part.
-    parts: Vec<(Dtype, Range<usize>)>,
+    pub parts: Vec<(Dtype, Range<usize>)>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(source: &'a MatrixSource, max_bytes: u64) -> Result<Self> {
+    /// In parts whose buffers take at most `max_bytes`. Errors: [`Error::Shader`] where the tensors form no matrix.
+    pub fn new(source: &'a MatrixSource, max_bytes: u64) -> Result<Self> {
         let (rows, width) = shape(source)?;
         let mut runs: Vec<(Dtype, Range<usize>)> = Vec::new();
         match source.rows {
@@ -159,68 +130,18 @@ impl<'a> Plan<'a> {
         Ok(Self { tensors: &source.parts, order: source.rows, rows, width, parts })
     }
 
-    /// Writes a part's rows, runs of them by several threads: a run goes straight from the file where its rows stand there as on the device, else it is
-    /// repacked. One thread is far slower than the bus, whether it repacks or only copies into staging memory.
-    fn fill(&self, gpu: &Gpu, part: &Part) -> Result<()> {
-        let bytes = RowBytes::new(part.format, self.width);
-        let straight =
-            self.order == RowOrder::Stacked && bytes.scales == 0 && part.format.bytes(self.width)? == bytes.quants;
-        let (run_bytes, most_threads) = if bytes.scales > 0 { QUANTISED } else { FLOATS };
-        let step = (run_bytes / bytes.total()).clamp(1, part.rows.len());
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<()> {
-            let held = if straight { 0 } else { step };
-            // Zeroed once: a row's padding is never written.
-            let (mut quants, mut scales) = (vec![0; held * bytes.quants], vec![0; held * bytes.scales]);
-            loop {
-                let start = part.rows.start + next.fetch_add(1, Ordering::Relaxed) * step;
-                if start >= part.rows.end {
-                    return Ok(());
-                }
-                let rows = start..part.rows.end.min(start + step);
-                if straight {
-                    self.write_through(gpu, part, rows, bytes.quants)?;
-                    continue;
-                }
-                let n = rows.len();
-                let (quants, scales) = (&mut quants[..n * bytes.quants], &mut scales[..n * bytes.scales]);
-                self.repack_rows(part.format, rows, quants, scales)?;
-                let at = |row_bytes: usize| ((start - part.rows.start) * row_bytes) as u64;
-                gpu.write(&part.quants, at(bytes.quants), quants)?;
-                if let Some(buffer) = &part.scales {
-                    gpu.write(buffer, at(bytes.scales), scales)?;
-                }
-            }
-        };
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let threads = cores.min(most_threads).min(part.rows.len().div_ceil(step));
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
-                thread.join().unwrap_or_else(|_| Err(Args("matrix").error("a thread died")))
-            };
-            let mine = work();
-            others.into_iter().map(join).fold(mine, Result::and)
-        })
+    /// Bytes of a row of a part in this format.
+    pub fn row_bytes(&self, format: Dtype) -> RowBytes {
+        RowBytes::new(format, self.width)
     }
 
-    /// Rows of a part whose elements stand in the file as on the device.
-    fn write_through(&self, gpu: &Gpu, part: &Part, run: Range<usize>, row_bytes: usize) -> Result<()> {
-        let mut first = 0;
-        for tensor in self.tensors {
-            let rows = first..first + tensor.shape[0];
-            first = rows.end;
-            let here = run.start.max(rows.start)..run.end.min(rows.end);
-            if !here.is_empty() {
-                let bytes = (here.start - rows.start) * row_bytes..(here.end - rows.start) * row_bytes;
-                gpu.write(&part.quants, ((here.start - part.rows.start) * row_bytes) as u64, &tensor.data[bytes])?;
-            }
-        }
-        Ok(())
+    /// The matrix, once its parts have buffers.
+    pub fn matrix(&self, parts: Vec<Part>) -> Matrix {
+        Matrix(Arc::new(Inner { rows: self.rows, width: self.width, order: self.order, parts }))
     }
 
     /// Repacks rows of the matrix.
-    fn repack_rows(&self, format: Dtype, rows: Range<usize>, quants: &mut [u8], scales: &mut [u8]) -> Result<()> {
+    pub fn repack(&self, format: Dtype, rows: Range<usize>, quants: &mut [u8], scales: &mut [u8]) -> Result<()> {
         let bytes = RowBytes::new(format, self.width);
         for (i, row) in rows.enumerate() {
             let (dtype, row) = self.row(row)?;

@@ -48,12 +48,16 @@ impl RowBytes {
     }
 }
 
-/// Repacks one row of the file. `quants` and `scales` are a row of each plane, zeroed once for all rows of a width: what a row does not reach stays as it
-/// is, and everything else is written.
+/// Repacks one row of the file. `quants` and `scales` are a row of each plane, all of which is written.
 pub(in crate::kernels) fn repack(format: Dtype, row: &[u8], quants: &mut [u8], scales: &mut [u8]) {
     if RowBytes::new(format, BLOCK).scales == 0 {
-        return quants[..row.len()].copy_from_slice(row);
+        let (values, padding) = quants.split_at_mut(row.len());
+        values.copy_from_slice(row);
+        return padding.fill(0);
     }
+    // An odd block leaves half of its words.
+    let whole = scales.len().saturating_sub(12);
+    scales[whole..].fill(0);
     // Bytes of a block, or super-block, in each plane.
     let bytes = RowBytes::new(format, 2 * format.block_len());
     let (q_bytes, s_bytes) = (bytes.quants / 2, bytes.scales / 2);
@@ -98,8 +102,9 @@ fn repack_block(format: Dtype, block: &[u8], q: &mut [u8], s: &mut [u8]) {
         }
         Dtype::Q3K => {
             s[..14].copy_from_slice(&block[96..]);
+            s[14..].fill(0);
             in_order::<2, 32>(&block[32..96], &mut q[..64]);
-            in_order::<1, 32>(&block[..32], &mut q[64..]);
+            bits_in_order(&block[..32], &mut q[64..]);
         }
         Dtype::Q4K => {
             scales_in_order(&block[..16], s);
@@ -108,10 +113,11 @@ fn repack_block(format: Dtype, block: &[u8], q: &mut [u8], s: &mut [u8]) {
         Dtype::Q5K => {
             scales_in_order(&block[..16], s);
             in_order::<4, 32>(&block[48..], &mut q[..128]);
-            in_order::<1, 32>(&block[16..48], &mut q[128..]);
+            bits_in_order(&block[16..48], &mut q[128..]);
         }
         Dtype::Q6K => {
             s[..18].copy_from_slice(&block[192..]);
+            s[18..].fill(0);
             in_order::<4, 64>(&block[..128], &mut q[..128]);
             in_order::<2, 32>(&block[128..192], &mut q[128..]);
         }
@@ -136,28 +142,46 @@ fn in_order<const BITS: usize, const RUN: usize>(ggml: &[u8], ours: &mut [u8]) {
     }
 }
 
-/// Scale and minimum factors of Q4_K and Q5_K stay; of eight scales and eight minima of 6 bits, which ggml packs in two ways, come first the low
-/// nibbles, a byte for both, then the high bit pairs, a nibble for both.
-fn scales_in_order(ggml: &[u8], ours: &mut [u8]) {
-    ours[..4].copy_from_slice(&ggml[..4]);
-    let s = &ggml[4..16];
-    for j in 0..8 {
-        let (scale, least) = if j < 4 {
-            (s[j] & 63, s[j + 4] & 63)
-        } else {
-            ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
-        };
-        ours[4 + j] = (scale & 15) | (least << 4);
-        let (high, byte) = ((scale >> 4) | (least >> 4 << 2), &mut ours[12 + j / 2]);
-        *byte = if j % 2 == 0 { high } else { *byte | (high << 4) };
+/// [`in_order`] for one bit and runs of 32: eight bytes at a time, whose bits a product brings together in its highest byte.
+fn bits_in_order(ggml: &[u8], ours: &mut [u8]) {
+    for (ggml, ours) in ggml.as_chunks::<32>().0.iter().zip(ours.as_chunks_mut::<32>().0) {
+        for (t, bytes) in ggml.as_chunks::<8>().0.iter().enumerate() {
+            let word = u64::from_le_bytes(*bytes);
+            for i in 0..8 {
+                let bits = (word >> i) & 0x0101_0101_0101_0101;
+                ours[4 * i + t] = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+            }
+        }
     }
 }
 
-/// One row of the file as a row of the F32 plane.
+/// Scale and minimum factors of Q4_K and Q5_K stay; of eight scales and eight minima of 6 bits, which ggml packs in two ways, come first the low
+/// nibbles, a byte for both, then the high bit pairs, a nibble for both.
+fn scales_in_order(ggml: &[u8], ours: &mut [u8]) {
+    // ggml's bytes hold the first four scales, the first four minima and the last four low nibbles of both; the high pairs of the last four stand
+    // above the first four.
+    let word = |i: usize| u32::from_le_bytes([ggml[i], ggml[i + 1], ggml[i + 2], ggml[i + 3]]);
+    let (scales, least, last) = (word(4), word(8), word(12));
+    let first = (scales & 0x0f0f_0f0f) | ((least & 0x0f0f_0f0f) << 4);
+    let high = |shift: u32| {
+        let nibbles = ((scales >> shift) & 0x0303_0303) | (((least >> shift) & 0x0303_0303) << 2);
+        let [a, b, c, d] = nibbles.to_le_bytes();
+        [a | (b << 4), c | (d << 4)]
+    };
+    ours[..4].copy_from_slice(&ggml[..4]);
+    ours[4..8].copy_from_slice(&first.to_le_bytes());
+    ours[8..12].copy_from_slice(&last.to_le_bytes());
+    ours[12..14].copy_from_slice(&high(4));
+    ours[14..16].copy_from_slice(&high(6));
+}
+
+/// One row of the file as a row of the F32 plane, all of which is written.
 pub(super) fn repack_as_f32(format: Dtype, row: &[u8], quants: &mut [u8]) {
     let mut values = vec![0.0; row.len() / format.block_bytes() * format.block_len()];
     cpu::decode(format, row, &mut values);
-    quants[..4 * values.len()].copy_from_slice(bytemuck::cast_slice(&values));
+    let (ours, padding) = quants.split_at_mut(4 * values.len());
+    ours.copy_from_slice(bytemuck::cast_slice(&values));
+    padding.fill(0);
 }
 
 #[cfg(test)]
@@ -233,10 +257,12 @@ pub(in crate::kernels) mod tests {
                 let row = noise(format.bytes(width).unwrap());
                 let bytes = RowBytes::new(format, width);
                 assert!(bytes.quants.is_multiple_of(16) && bytes.scales.is_multiple_of(4));
-                let (mut quants, mut scales) = (vec![0; bytes.quants], vec![0; bytes.scales]);
                 // Uploads repack one row where another one was before.
-                repack(format, &vec![0xff; row.len()], &mut quants, &mut scales);
+                let (mut quants, mut scales) = (vec![0xff; bytes.quants], vec![0xff; bytes.scales]);
                 repack(format, &row, &mut quants, &mut scales);
+                let (mut again, mut scales_again) = (vec![0; bytes.quants], vec![0; bytes.scales]);
+                repack(format, &row, &mut again, &mut scales_again);
+                assert!((&again, &scales_again) == (&quants, &scales), "{format:?} {width}: something was not written");
                 let blocks = (0..width / format.block_len()).flat_map(|i| restore(format, i, &quants, &scales));
                 assert_eq!(blocks.collect::<Vec<_>>(), row, "{format:?} {width}");
                 assert!(bytes.total() <= row.len().max(64) * 103 / 100 + 128, "{format:?} {width}: {bytes:?}");
@@ -249,7 +275,7 @@ pub(in crate::kernels) mod tests {
     #[test]
     fn conversion_to_f32_is_exact() {
         let decode = |format, row: &[u8]| {
-            let mut out = vec![0; 128];
+            let mut out = vec![0xff; 128];
             repack_as_f32(format, row, &mut out);
             out.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<_>>()
         };
