@@ -67,8 +67,20 @@ impl Interrupt {
         self.cancel.cancel();
         std::thread::sleep(GRACE);
         output::note("error: interrupted");
-        std::process::exit(130);
+        exit(130);
     }
+}
+
+/// Ends the process and nothing else: what the C library runs at an ordinary exit takes away from drivers what their threads, which are still at work,
+/// are using. Mesa's software GPU died of that now and then, in the middle of compiling.
+#[cfg(unix)]
+fn exit(code: i32) -> ! {
+    signal_hook::low_level::exit(code)
+}
+
+#[cfg(not(unix))]
+fn exit(code: i32) -> ! {
+    std::process::exit(code)
 }
 
 impl Drop for During<'_> {

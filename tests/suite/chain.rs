@@ -23,7 +23,7 @@ use runahead::runahead::schedule::Schedule;
 use runahead::runahead::share::{Output, RowsOut, ShareJob, ShareLog, Want};
 use runahead::weights::ModelFiles;
 
-use super::kernels::wgsl::shared;
+use super::kernels::wgsl::open;
 
 /// A tiny model with two layers, as the tests' data hold it.
 pub fn reference(family: &str) -> PathBuf {
@@ -184,11 +184,15 @@ impl Node for Broken {
 }
 
 pub fn node<K: Kernels>(kernels: K, slots: Slots, submission: Option<Duration>) -> Box<dyn Node> {
+    node_for(384, kernels, slots, submission)
+}
+
+fn node_for<K: Kernels>(context: usize, kernels: K, slots: Slots, submission: Option<Duration>) -> Box<dyn Node> {
     let files = ModelFiles::open(&reference("llama-mha")).unwrap();
-    let options = LoadOptions { context: 384, submission, cancel: &Cancel::new(), progress: &|_, _| {} };
+    let options = LoadOptions { context, submission, cancel: &Cancel::new(), progress: &|_, _| {} };
     let name = kernels.name().to_owned();
     let model = Model::load(Arc::new(kernels), Arc::new(files.config.clone()), &files.weights, &options).unwrap();
-    Loaded { name, model: Arc::new(model) }.open(384, KvDtype::F16, slots).unwrap()
+    Loaded { name, model: Arc::new(model) }.open(context, KvDtype::F16, slots).unwrap()
 }
 
 pub fn cpu_node(slots: Slots) -> Box<dyn Node> {
@@ -202,11 +206,14 @@ pub fn cpu_node_with(slots: Slots, submission: Option<Duration>) -> Box<dyn Node
 
 #[test]
 fn a_step_begun_ahead_is_used_or_forgotten() {
+    // A software GPU takes a fifth of a second for each step of the kernels for hardware.
+    const CONTEXT: usize = 64;
     let wait = Wait::new(&Cancel::new());
-    let gpu = shared().gpu();
+    let gpu = open();
     // What a node gives for the same turns, with and without leave to go on ahead.
     let play = |more: bool, submission| {
-        let mut node = node(Wgsl::new(gpu.clone()).unwrap().as_on(GpuKind::Discrete), Slots::All, submission);
+        let kernels = Wgsl::new(gpu.clone()).unwrap().as_on(GpuKind::Discrete);
+        let mut node = node_for(CONTEXT, kernels, Slots::All, submission);
         let mut chosen = Vec::new();
         let mut decode = |node: &mut Box<dyn Node>, token, position, want| {
             let output = node.decode(token, position, want, more, &wait).unwrap();
@@ -232,7 +239,7 @@ fn a_step_begun_ahead_is_used_or_forgotten() {
         }
         decode(&mut node, token, 48, Want::Token);
         // The last row of the cache, behind rows that are all known.
-        for position in 49..384 {
+        for position in 49..CONTEXT {
             decode(&mut node, 3, position, Want::Token);
         }
         chosen

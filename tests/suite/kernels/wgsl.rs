@@ -7,29 +7,37 @@ use runahead::gpu::{Gpu, GpuKind, Tier, enumerate};
 use runahead::kernels::Kernels;
 use runahead::kernels::wgsl::Wgsl;
 
-fn open() -> Arc<Gpu> {
+/// A device of its own.
+pub fn open() -> Arc<Gpu> {
     let adapters = enumerate();
     let adapter = adapters.first().expect("there is no Vulkan, Metal or DX12 adapter; mesa-vulkan-drivers brings one");
     Arc::new(adapter.open().unwrap())
 }
 
-/// One device for all tests: pipelines are compiled once.
+/// One device for most tests: pipelines are compiled once.
 pub fn shared() -> &'static Wgsl {
     static KERNELS: LazyLock<Wgsl> = LazyLock::new(|| Wgsl::new(open()).unwrap());
     &KERNELS
 }
 
-/// The same with the variants that this kind of GPU would not take: those for hardware on a software GPU, and the other way round.
+/// Another device, for variants that the first would not take. A software GPU compiles within submissions, which only those of another device can do
+/// at the same time.
+fn second() -> &'static Arc<Gpu> {
+    static GPU: LazyLock<Arc<Gpu>> = LazyLock::new(open);
+    &GPU
+}
+
+/// The variants that this kind of GPU would not take: those for hardware on a software GPU, and the other way round.
 pub fn other_kind() -> &'static Wgsl {
     static KERNELS: LazyLock<Wgsl> = LazyLock::new(|| {
-        let gpu = shared().gpu();
+        let gpu = second();
         let other = if gpu.info().kind == GpuKind::Software { GpuKind::Discrete } else { GpuKind::Software };
         Wgsl::new(gpu.clone()).unwrap().as_on(other)
     });
     &KERNELS
 }
 
-/// The same device with the activation type that it does not take by itself, where it has one.
+/// The first device with the activation type that it does not take by itself, where it has one.
 pub fn other_activations() -> &'static Wgsl {
     static KERNELS: LazyLock<Wgsl> = LazyLock::new(|| {
         let gpu = shared().gpu();
@@ -42,7 +50,7 @@ pub fn other_activations() -> &'static Wgsl {
 /// The variants for hardware with activations in f16, where the device has them: a GPU with matrix units takes them by itself, with them.
 pub fn hardware() -> &'static Wgsl {
     static KERNELS: LazyLock<Wgsl> = LazyLock::new(|| {
-        let gpu = shared().gpu();
+        let gpu = second();
         let activation = if gpu.caps().tier >= Tier::F16 { Scalar::F16 } else { Scalar::F32 };
         Wgsl::with_activation(activation, gpu.clone()).unwrap().as_on(GpuKind::Discrete)
     });
