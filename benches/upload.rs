@@ -1,6 +1,6 @@
 //! How fast weights reach a GPU, by its own copies and by the host's, against what the bus carries: `cargo bench --bench upload [-- GPU [LAYERS]]`.
 //!
-//! The weights are those of Llama-2-7B's shape with fewer layers, 16 if nothing else is said: 6.9 GB of F16.
+//! The weights are those of Llama-2-7B's shape with fewer layers, 16 if nothing else is said: 7.0 GB of F16.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -294,7 +294,7 @@ struct Opening<'a> {
     gpus: &'a [GpuAdapter],
     ids: &'a [DeviceId],
     context: usize,
-    /// Every adapter that was opened.
+    /// Every adapter that a model was to be loaded on.
     held: &'a Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 

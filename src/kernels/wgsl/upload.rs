@@ -43,7 +43,10 @@ pub(super) fn upload(
     step: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Matrix>> {
     let plans = sources.iter().map(|(_, source)| Plan::new(source, max_bytes)).collect::<Result<Vec<_>>>()?;
-    let run_bytes = if gpu.opened_with().transfers == Transfers::None { WRITTEN_BYTES } else { FETCHED_BYTES };
+    let (run_bytes, n_carriers) = match gpu.opened_with().transfers {
+        Transfers::None => (WRITTEN_BYTES, 0),
+        _ => (FETCHED_BYTES, CARRIERS),
+    };
     let parts =
         || plans.iter().flat_map(|plan| plan.parts.iter().map(|(format, rows)| (plan.row_bytes(*format), rows)));
     let n_runs = parts().map(|(bytes, rows)| rows.len().div_ceil(rows_of_a_run(bytes, run_bytes))).sum::<usize>();
@@ -67,7 +70,7 @@ pub(super) fn upload(
             let filler = filler.clone();
             threads.push(scope.spawn(|| or_stop(&stop, move || filler.work())));
         }
-        for _ in 0..n_runs.min(CARRIERS) {
+        for _ in 0..n_runs.min(n_carriers) {
             let carrier = carrier.clone();
             threads.push(scope.spawn(|| or_stop(&stop, move || carrier.work())));
         }
