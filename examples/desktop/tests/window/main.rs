@@ -115,8 +115,10 @@ impl Person {
 
     fn use_it(&self) {
         let prompt = self.wait("prompt box", |p| p.find(Role::MultilineTextInput, "Prompt"));
-        self.button("Send", false);
         self.button("Cancel", false);
+        // Parts are told before their frame is painted, and a window appears with its first frame: a second later, if Mesa compiles its shaders.
+        let send = self.button("Send", false);
+        self.wait("window", |p| p.screen.picture("window").has_writing(send.area).then_some(()));
         self.click(&self.button("+ cpu", true));
         self.wait("second adapter", |p| {
             let parts = p.parts.latest.lock().unwrap();
@@ -196,6 +198,8 @@ fn main() {
         let (parts, window) = (Parts::default(), context.egui_ctx.clone());
         window.enable_accesskit();
         window.add_plugin(parts.clone());
+        // A button let go is a click, however long the frame since it was pressed.
+        window.options_mut(|options| options.input_options.max_click_duration = f64::INFINITY);
         let body = move || {
             let person = Person { parts, screen: Screen::new(SIZE), window: window.clone() };
             let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| person.use_it()));

@@ -41,6 +41,7 @@ impl Screen {
         self.event(MOTION_NOTIFY_EVENT, 0, [x, y]);
         std::thread::sleep(PAUSE);
         let child = self.x11.query_pointer(self.root).unwrap().reply().unwrap().child;
+        assert_ne!(child, x11rb::NONE, "no window at {x}, {y}");
         self.x11.set_input_focus(InputFocus::PARENT, child, x11rb::CURRENT_TIME).unwrap().check().unwrap();
         for event in [BUTTON_PRESS_EVENT, BUTTON_RELEASE_EVENT] {
             self.event(event, 1, [x, y]);
