@@ -18,5 +18,7 @@ if [ "$(id -u)" -ne 0 ]; then
     sudo=sudo
 fi
 echo "$what is missing: $sudo apt-get install $*" >&2
-$sudo apt-get update -q
-$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+# A machine that has just started may be updating itself, and a mirror may hiccup.
+patient="-o DPkg::Lock::Timeout=300 -o Acquire::Retries=3"
+$sudo apt-get $patient update -q
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get $patient install -q -y --no-install-recommends "$@"

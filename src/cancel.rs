@@ -127,30 +127,36 @@ impl Wait {
     }
 }
 
-/// Sets a cancel when it goes before its owner is done: an error or a panic of one thread ends all that share the cancel.
-pub(crate) struct StopUnlessDone<'a> {
-    stop: &'a Cancel,
-    armed: bool,
-}
-
-impl<'a> StopUnlessDone<'a> {
-    /// For an owner that has begun.
-    pub fn new(stop: &'a Cancel) -> Self {
-        Self { stop, armed: true }
-    }
-
-    /// The owner came to its end.
-    pub fn done(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for StopUnlessDone<'_> {
-    fn drop(&mut self) {
-        if self.armed {
-            self.stop.cancel();
+/// Sets `stop` unless the work comes to its end: an error or a panic of one thread ends all that share the cancel.
+pub(crate) fn or_stop<T>(stop: &Cancel, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    struct Unless<'a>(Option<&'a Cancel>);
+    impl Drop for Unless<'_> {
+        fn drop(&mut self) {
+            if let Some(stop) = self.0 {
+                stop.cancel();
+            }
         }
     }
+    let mut guard = Unless(Some(stop));
+    let done = work()?;
+    guard.0 = None;
+    Ok(done)
+}
+
+/// What threads that [stop](or_stop) each other made.
+///
+/// # Errors
+/// The first that is not the echo of another's.
+pub(crate) fn all_or_cause<T>(ends: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let (mut all, mut echo) = (Vec::new(), None);
+    for end in ends {
+        match end {
+            Ok(made) => all.push(made),
+            Err(Error::Cancelled) => echo = Some(Error::Cancelled),
+            Err(cause) => return Err(cause),
+        }
+    }
+    echo.map_or(Ok(all), Err)
 }
 
 #[cfg(test)]
@@ -165,6 +171,20 @@ mod tests {
         assert!(a.is_cancelled() && !b.is_cancelled() && !parent.is_cancelled());
         parent.cancel();
         assert!(matches!(b.check(), Err(Error::Cancelled)));
+    }
+
+    #[test]
+    fn the_cause_is_told_and_not_its_echo() {
+        let cause = |stop: &Cancel| or_stop(stop, || Err::<i32, _>(Error::WorkerDied { adapter: "b".to_owned() }));
+        let stop = Cancel::new();
+        assert!(or_stop(&stop, || Ok(1)).is_ok() && !stop.is_cancelled());
+        let ends = [Ok(1), Err(Error::Cancelled), cause(&stop), Ok(2)];
+        assert!(matches!(all_or_cause(ends), Err(Error::WorkerDied { .. })) && stop.is_cancelled());
+        assert!(matches!(all_or_cause([Ok(1), Err(Error::Cancelled)]), Err(Error::Cancelled)));
+        assert_eq!(all_or_cause([Ok(1), Ok(2)]).unwrap(), [1, 2]);
+        let stop = Cancel::new();
+        let panics = std::thread::scope(|scope| scope.spawn(|| or_stop::<()>(&stop, || panic!())).join());
+        assert!(panics.is_err() && stop.is_cancelled());
     }
 
     #[test]

@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::cancel::Wait;
+use crate::cancel::{Cancel, Wait};
 use crate::config::{NormKind, RopePairs};
 use crate::dtype::Scalar;
 use crate::error::{Error, Result};
@@ -86,15 +86,16 @@ pub trait Kernels: Send + Sync + Sized + 'static {
         0
     }
     /// Uploads (GPU: repacked; CPU: keeps reading the file's mapping) what has these labels. `step` is called with the index of each before it is made,
-    /// when those before it are nearly there; its error ends the upload.
+    /// when those before it are nearly there. A cancel ends it within a run of rows.
     fn matrices(
         &self,
         sources: &[(&str, &MatrixSource)],
-        step: &mut dyn FnMut(usize) -> Result<()>,
+        cancel: &Cancel,
+        step: &mut dyn FnMut(usize),
     ) -> Result<Vec<Self::Matrix>>;
     /// Uploads one.
     fn matrix(&self, label: &str, source: &MatrixSource) -> Result<Self::Matrix> {
-        self.matrices(&[(label, source)], &mut |_| Ok(()))?
+        self.matrices(&[(label, source)], &Cancel::new(), &mut |_| ())?
             .pop()
             .ok_or_else(|| Error::Shader { name: "matrix".to_owned(), reason: format!("`{label}` was not made") })
     }

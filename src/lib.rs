@@ -33,6 +33,7 @@ pub mod error;
 pub mod new_file;
 pub mod sampler;
 pub mod template;
+mod threads;
 pub mod tokenizer;
 pub mod weights;
 

@@ -12,7 +12,7 @@ pub fn run() -> Result<()> {
     let line = |more: &[&str]| {
         let common =
             ["paper", "--bench", "--devices", "cpu,cpu", "--shapes", "tiny", "-p", "64,96,160", "--long", "96"];
-        let rest = ["--counts", "1,2,4", "-r", "1", "--links", "default,pigeon", "--out", &out];
+        let rest = ["--counts", "1,2,4", "-r", "1", "--links", "default,pigeon", "--minutes", "60", "--out", &out];
         Args::try_parse_from(common.iter().chain(&rest).chain(more).copied())
     };
 

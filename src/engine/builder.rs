@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, all_or_cause, or_stop};
 use crate::config::ModelConfig;
 use crate::dims::{GRANULE, round_up};
 use crate::dtype::{Dtype, KvDtype, Scalar};
@@ -22,6 +22,7 @@ use crate::model::{LoadOptions, Model};
 use crate::runahead::node::{Adapter, Loaded};
 use crate::runahead::turn::Turn;
 use crate::template::{ChatTemplate, Message};
+use crate::threads;
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelFiles;
 
@@ -249,21 +250,23 @@ impl EngineBuilder {
         // NVIDIA's driver (580.159 on Linux) deadlocks where one thread destroys a device while another ends that has used one, as threads that load do:
         // no adapter goes before all of them have ended, whether its model could be loaded or not.
         let held = Mutex::new(Vec::<Arc<dyn Any + Send + Sync>>::new());
+        // One that fails ends the loads of the others.
+        let stop = &stop.child();
         let opening =
             Opening { builder: &self, stop, progress, config: &config, gpus: &gpus, ids: &ids, context, held: &held };
         let adapters: Vec<Result<Opened>> = std::thread::scope(|scope| {
-            let loads: Vec<_> = (0..ids.len())
-                .map(|i| {
-                    scope.spawn({
-                        let o = &opening;
-                        move || o.adapter_as_set(i)
-                    })
+            let load = |(i, id): (usize, &DeviceId)| {
+                let (opening, name) = (&opening, id.to_string());
+                or_stop(stop, || {
+                    threads::start(scope, "load", &name, move || or_stop(stop, || opening.adapter_as_set(i)))
                 })
-                .collect();
-            let died = |i: usize| Error::WorkerDied { adapter: ids[i].to_string() };
-            loads.into_iter().enumerate().map(|(i, l)| l.join().unwrap_or_else(|_| Err(died(i)))).collect()
+            };
+            let loads: Vec<_> = ids.iter().enumerate().map(load).collect();
+            let died = |id: &DeviceId| Error::WorkerDied { adapter: id.to_string() };
+            let ends = loads.into_iter().zip(&ids);
+            ends.map(|(load, id)| load?.join().unwrap_or_else(|_| Err(died(id)))).collect()
         });
-        let adapters = adapters.into_iter().collect::<Result<Vec<_>>>()?;
+        let adapters = all_or_cause(adapters)?;
         let (adapters, notes): (Vec<_>, Vec<_>) = adapters.into_iter().unzip();
         let shared = Shared {
             notes: notes.into_iter().flatten().collect(),

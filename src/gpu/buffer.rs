@@ -12,12 +12,12 @@ use crate::error::{Error, Result};
 pub struct Buffer(Arc<Inner>);
 
 struct Inner {
+    /// Of a shared buffer. Dropped before `raw`, which keeps the device alive.
+    handles: Option<Arc<Handles>>,
     raw: wgpu::Buffer,
     id: u64,
     bytes: u64,
     label: String,
-    /// Of a shared buffer.
-    handles: Option<Handles>,
     /// The memory as CUDA sees it, where it does.
     #[cfg(feature = "cuda")]
     imported: std::sync::OnceLock<super::cuda::driver::Memory>,
@@ -62,18 +62,24 @@ impl Buffer {
     }
 
     /// A buffer which the driver knows under these names, too.
-    pub(super) fn shared(raw: wgpu::Buffer, handles: Handles, bytes: u64, label: &str, owner: &Arc<Owner>) -> Self {
+    pub(super) fn shared(
+        raw: wgpu::Buffer,
+        handles: Arc<Handles>,
+        bytes: u64,
+        label: &str,
+        owner: &Arc<Owner>,
+    ) -> Self {
         Self::made(raw, Some(handles), bytes, label, owner)
     }
 
-    fn made(raw: wgpu::Buffer, handles: Option<Handles>, bytes: u64, label: &str, owner: &Arc<Owner>) -> Self {
+    fn made(raw: wgpu::Buffer, handles: Option<Arc<Handles>>, bytes: u64, label: &str, owner: &Arc<Owner>) -> Self {
         let id = owner.next_id.fetch_add(1, Ordering::Relaxed);
         Self(Arc::new(Inner {
+            handles,
             raw,
             id,
             bytes,
             label: label.to_owned(),
-            handles,
             #[cfg(feature = "cuda")]
             imported: std::sync::OnceLock::new(),
             owner: owner.clone(),
@@ -111,8 +117,8 @@ impl Buffer {
         self.0.id
     }
 
-    pub(super) fn handles(&self) -> Option<Handles> {
-        self.0.handles
+    pub(super) fn handles(&self) -> Option<&Arc<Handles>> {
+        self.0.handles.as_ref()
     }
 
     pub(super) fn raw(&self) -> &wgpu::Buffer {

@@ -44,7 +44,7 @@ pub struct Gpu {
     queue: wgpu::Queue,
     /// Where the device is Vulkan's: what it has beyond wgpu's, buffers with memory of their own among it.
     pub(super) shared: Option<Arc<native::Shared>>,
-    health: Arc<Health>,
+    pub(super) health: Arc<Health>,
     pipelines: Pipelines,
     staging: StagingPool,
     /// Held while a submission is encoded and handed over, so that those of several threads do not mix.
@@ -144,9 +144,9 @@ impl Gpu {
         let (raw, handles) = self.cleared(label, bytes, |size, usage| shared.buffer(label, size, usage))?;
         let buffer = Buffer::shared(raw, handles, bytes, label, &self.owner);
         #[cfg(feature = "cuda")]
-        if let Some(cuda) = &self.cuda {
+        if let (Some(cuda), Some(handles)) = (&self.cuda, buffer.handles()) {
             cuda.touch();
-            buffer.set_imported(cuda.import(shared, &handles).map_err(|reason| self.owner.error(reason))?);
+            buffer.set_imported(cuda.import(shared, handles).map_err(|reason| self.owner.error(reason))?);
         }
         Ok(buffer)
     }
@@ -445,7 +445,7 @@ impl fmt::Debug for Gpu {
 }
 
 /// What the driver reported outside of any error scope.
-struct Health {
+pub(super) struct Health {
     owner: Arc<Owner>,
     lost: Mutex<Option<String>>,
     error: Mutex<Option<String>>,
@@ -472,7 +472,7 @@ impl Health {
         lock(&self.error).take().map_or(Ok(()), |reason| Err(self.owner.error(reason)))
     }
 
-    fn check_lost(&self) -> Result<()> {
+    pub fn check_lost(&self) -> Result<()> {
         lock(&self.lost).as_deref().map_or(Ok(()), |reason| Err(self.lost_error(reason)))
     }
 
@@ -488,20 +488,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::tests::{double, double_spec, gpu, wait};
+    use crate::gpu::tests::{adapter, double, double_spec, gpu, wait};
+    use crate::gpu::{HostCopy, HostMemory, Transfers};
 
     #[test]
     fn a_lost_device_gives_errors_that_name_the_adapter() {
-        let gpu = gpu();
+        let gpu = adapter().open_with(Opening { transfers: Transfers::Anywhere, export: false }).unwrap();
         let pipeline = gpu.pipeline(&double_spec()).unwrap();
-        let buffer = gpu.buffer("data", 64).unwrap();
+        let (buffer, shared) = (gpu.buffer("data", 64).unwrap(), gpu.shared_buffer("rows", 1 << 20).unwrap());
         let mut recording = gpu.recording();
         double(&mut recording, &pipeline, &buffer, 16);
         let submission = gpu.submit(recording).unwrap();
         gpu.wait(&submission, &wait()).unwrap();
+        let rows = [HostCopy { buffer: &shared, offset: 0, host_offset: 0, bytes: 1 << 20 }];
+        let mut memory = HostMemory::new(1 << 20).unwrap();
+        let under_way = gpu.fetch(vec![(HostMemory::new(1 << 20).unwrap(), rows.to_vec())]).unwrap();
 
+        // wgpu lets go of all its buffers; a copy that is under way keeps what it needs.
         gpu.device.destroy();
         let _ = gpu.poll();
+        assert!(under_way.is_err() || under_way.is_ok_and(|fetch| fetch.finish(&wait()).is_ok()));
         let mut recording = gpu.recording();
         double(&mut recording, &pipeline, &buffer, 16);
         let errors = [
@@ -509,6 +515,9 @@ mod tests {
             gpu.buffer("more", 64).map(drop),
             gpu.write(&buffer, 0, &[0; 4]),
             gpu.wait(&submission, &wait()),
+            gpu.copy_to_host(&rows, &mut memory, &wait()).map(drop),
+            gpu.copy_from_host(&memory, &rows, &wait()).map(drop),
+            gpu.fetch(vec![(memory, rows.to_vec())]).map(drop),
         ];
         for error in errors {
             let name = &gpu.info().name;

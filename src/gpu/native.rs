@@ -56,7 +56,7 @@ pub(super) struct CopyJob<'a> {
 
 /// Bytes of a buffer and their place in host memory.
 pub(super) struct CopyPart<'a> {
-    pub handles: Handles,
+    pub handles: &'a Handles,
     pub offset: u64,
     pub memory: &'a HostMemory,
     pub host_offset: u64,

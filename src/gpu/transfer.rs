@@ -88,13 +88,14 @@ impl Gpu {
                 return Err(self.owner.error(format!("{n} bytes at {at} are not inside host memory of {has} bytes")));
             }
         }
+        self.health.check_lost()?;
         let Some(shared) = &self.shared else { return Ok(Begun::Refused) };
         let parts = || all().filter(|(_, part)| part.bytes > 0);
-        let raw = |(memory, part): (_, &HostCopy<'_>)| {
+        let raw_parts = parts().map(|(memory, part)| {
             let HostCopy { buffer, offset, host_offset, bytes } = *part;
             Some(CopyPart { handles: buffer.handles()?, offset, memory, host_offset, bytes })
-        };
-        let Some(raw_parts) = parts().map(raw).collect::<Option<Vec<_>>>() else { return Ok(Begun::Refused) };
+        });
+        let Some(raw_parts) = raw_parts.collect::<Option<Vec<_>>>() else { return Ok(Begun::Refused) };
         if raw_parts.is_empty() {
             return Ok(Begun::Nothing);
         }

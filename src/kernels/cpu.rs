@@ -278,10 +278,12 @@ impl Kernels for Cpu {
     fn matrices(
         &self,
         sources: &[(&str, &MatrixSource)],
-        step: &mut dyn FnMut(usize) -> Result<()>,
+        cancel: &Cancel,
+        step: &mut dyn FnMut(usize),
     ) -> Result<Vec<Matrix>> {
         let make = |(i, (label, source)): (usize, &(&str, &MatrixSource))| {
-            step(i)?;
+            cancel.check()?;
+            step(i);
             Matrix::new(&self.name, label, source)
         };
         sources.iter().enumerate().map(make).collect()

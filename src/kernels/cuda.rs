@@ -17,7 +17,7 @@ use super::{
     ArgMax, Attention, AttentionDecode, Embed, HeadNorm, Kernels, MAX_ROWS_AT_ONCE, MatrixSource, Norm, Part, Phase,
     Product, RopeCache, RowOrder, Run, SoftCap,
 };
-use crate::cancel::Wait;
+use crate::cancel::{Cancel, Wait};
 use crate::dtype::Scalar;
 use crate::error::Result;
 use crate::gpu::{Buffer, Download, Gpu, HostMemory, Kernel, Mixed, PeerMemory, Submission};
@@ -273,9 +273,10 @@ impl Kernels for Cuda {
     fn matrices(
         &self,
         sources: &[(&str, &MatrixSource)],
-        step: &mut dyn FnMut(usize) -> Result<()>,
+        cancel: &Cancel,
+        step: &mut dyn FnMut(usize),
     ) -> Result<Vec<Matrix>> {
-        let matrices = self.wgsl.matrices(sources, step)?;
+        let matrices = self.wgsl.matrices(sources, cancel, step)?;
         for (matrix, (_, source)) in matrices.iter().zip(sources).filter(|(matrix, _)| product::suits(matrix)) {
             self.n_suiting.fetch_add(1, Ordering::Relaxed);
             if product::is_converted(matrix) {

@@ -13,7 +13,7 @@ use super::{
     ArgMax, Attention, AttentionDecode, Embed, Kernels, MatrixSource, Norm, Part, Phase, Product, RopeCache, Run,
     SoftCap, Work,
 };
-use crate::cancel::Wait;
+use crate::cancel::{Cancel, Wait};
 use crate::config::RopePairs;
 use crate::dtype::{Dtype, KvDtype, Scalar};
 use crate::error::{Error, Result};
@@ -121,7 +121,7 @@ impl Wgsl {
 
     /// As [`Kernels::matrix`], in buffers of at most `max_bytes`: what a device with smaller bindings would do.
     pub fn matrix_in_parts(&self, label: &str, source: &MatrixSource, max_bytes: u64) -> Result<Matrix> {
-        let made = upload::upload(&self.gpu, &[(label, source)], max_bytes, &mut |_| Ok(()))?;
+        let made = upload::upload(&self.gpu, &[(label, source)], max_bytes, &Cancel::new(), &mut |_| ())?;
         made.into_iter().next().ok_or_else(|| Args("matrix").error("none was made"))
     }
 
@@ -443,10 +443,11 @@ impl Kernels for Wgsl {
     fn matrices(
         &self,
         sources: &[(&str, &MatrixSource)],
-        step: &mut dyn FnMut(usize) -> Result<()>,
+        cancel: &Cancel,
+        step: &mut dyn FnMut(usize),
     ) -> Result<Vec<Matrix>> {
         let caps = self.gpu.caps();
-        upload::upload(&self.gpu, sources, caps.max_binding_bytes.min(caps.max_buffer_bytes), step)
+        upload::upload(&self.gpu, sources, caps.max_binding_bytes.min(caps.max_buffer_bytes), cancel, step)
     }
 
     fn write(&self, to: &Tensor, offset: usize, bytes: &[u8]) -> Result<()> {

@@ -124,12 +124,10 @@ impl<K: Kernels> Model<K> {
         let total = all().map(bytes).sum();
         let mut done = 0;
         let mut step = |i: usize| {
-            options.cancel.check()?;
             (options.progress)(done, total);
             done += bytes(sources[i].1);
-            Ok(())
         };
-        let made = kernels.matrices(&sources, &mut step)?;
+        let made = kernels.matrices(&sources, options.cancel, &mut step)?;
         (options.progress)(total, total);
         let mut upload = Upload { kernels: &*kernels, matrices: made.into_iter() };
         let table = upload.matrix()?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cancel::{Cancel, StopUnlessDone, Wait};
+use crate::cancel::{Cancel, Wait, all_or_cause, or_stop};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::Cpu;
 use crate::runahead::board::{Board, Record, Retention};
@@ -15,6 +15,7 @@ use crate::runahead::schedule::Schedule;
 use crate::runahead::share::{Output, RowsOut, ShareJob, ShareLog};
 use crate::runahead::trace::AdapterLog;
 use crate::runahead::turn::Turn;
+use crate::threads;
 
 /// What a prefill is asked for beside the schedule.
 pub struct Request<'a> {
@@ -98,8 +99,6 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
                 let total = (schedule.n_rows(me) * schedule.layers.len()) as u64;
                 let progress = request.progress;
                 let body = move || {
-                    // Set on every way out but success: an error or a panic here must wake all others at once.
-                    let guard = StopUnlessDone::new(stop);
                     let report = |done: u64| progress(me, done, total);
                     let job = ShareJob {
                         schedule,
@@ -117,14 +116,11 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
                     };
                     let log = node.run(&job)?;
                     report(total);
-                    guard.done();
                     Ok(log)
                 };
-                let name = format!("worker {me} {}", node.name());
-                std::thread::Builder::new().name(name).spawn_scoped(scope, body).map_err(|e| {
-                    stop.cancel();
-                    Error::Adapter { adapter: node.name().to_owned(), reason: format!("no worker thread: {e}") }
-                })
+                // An error or a panic here must wake all others at once.
+                let what = format!("worker {me}");
+                or_stop(stop, || threads::start(scope, &what, node.name(), move || or_stop(stop, body)))
             })
             .collect();
         let join = |(i, worker): (usize, Result<std::thread::ScopedJoinHandle<'_, Result<ShareLog>>>)| {
@@ -158,18 +154,7 @@ fn fits_host(what: &str, needed: u64, available: impl Fn() -> Option<u64>) -> Re
 /// The caller's cancel comes first, then a real failure, then the echoes of one.
 fn gather(schedule: &Schedule, logs: Vec<Result<ShareLog>>, cancel: &Cancel, board: Board) -> Result<Outcome> {
     cancel.check()?;
-    let mut shares = Vec::with_capacity(logs.len());
-    let mut echo = None;
-    for log in logs {
-        match log {
-            Ok(share) => shares.push(share),
-            Err(Error::Cancelled) => echo = Some(Error::Cancelled),
-            Err(failure) => return Err(failure),
-        }
-    }
-    if let Some(echo) = echo {
-        return Err(echo);
-    }
+    let shares = all_or_cause(logs)?;
     let mut pieces_of_logits: Vec<(usize, Vec<f32>)> = Vec::new();
     let mut last = None;
     let mut adapters = Vec::with_capacity(shares.len());

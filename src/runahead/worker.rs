@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::cancel::{StopUnlessDone, Wait};
+use crate::cancel::{Wait, or_stop};
 use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
@@ -26,6 +26,7 @@ use crate::runahead::ring::Ring;
 use crate::runahead::schedule::Mask;
 use crate::runahead::share::{Output, RowsOut, ShareJob, ShareLog, Want};
 use crate::runahead::trace::{Event, What};
+use crate::threads;
 
 /// What a share is and where it is computed: all that stays the same while it runs.
 struct Share<'a, K: Kernels> {
@@ -71,17 +72,13 @@ pub fn run<K: Kernels>(
     let n_rows = job.schedule.n_rows(job.me) as u64;
     let done = move |stage: usize| (job.progress)(n_rows * stage as u64);
     std::thread::scope(|scope| {
-        let courier = std::thread::Builder::new()
-            .name(format!("courier {name}"))
-            .spawn_scoped(scope, move || {
-                // A worker that waits for rows to leave has to hear that nobody moves them any more.
-                let guard = StopUnlessDone::new(&job.wait.cancel);
-                let log = courier::run(model, job, &landing, tell, &done)?;
-                guard.done();
-                Ok(log)
-            })
-            .map_err(|e| Error::Adapter { adapter: name.to_owned(), reason: format!("no courier thread: {e}") })?;
-        link::begin(&**model.kernels(), &job.wait)?;
+        let courier = threads::start(scope, "courier", name, move || {
+            // A worker that waits for rows to leave has to hear that nobody moves them any more.
+            or_stop(&job.wait.cancel, || courier::run(model, job, &landing, tell, &done))
+        })?;
+        if job.schedule.n_adapters() > 1 {
+            link::begin(&**model.kernels(), &job.wait)?;
+        }
         let share = Share::new(model, scratch, cache, job);
         let mut worker = Worker::new(share, Queue::new(model, job, flights, landed));
         let output = worker.run();

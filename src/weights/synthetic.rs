@@ -14,6 +14,7 @@ use crate::config::{Mlp, ModelConfig, NormKind, Residual};
 use crate::dims::round_up;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// The most that the buffer takes, a larger tensor excepted.
 const BUFFER_BYTES: usize = 1 << 30;
@@ -159,15 +160,8 @@ fn random(bytes: usize, dtype: Dtype, seed: u64, width: usize) -> Result<Vec<u8>
     let pattern = Pattern::new(dtype, 1.0 / (width as f64).sqrt());
     let chunk_bytes = CHUNK_BLOCKS * dtype.block_bytes();
     let n_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let chunks_each = bytes.div_ceil(chunk_bytes).div_ceil(n_threads).max(1);
-    std::thread::scope(|scope| {
-        for (thread, part) in out.chunks_mut(chunks_each * chunk_bytes).enumerate() {
-            scope.spawn(move || {
-                for (i, chunk) in part.chunks_mut(chunk_bytes).enumerate() {
-                    pattern.fill(chunk, SplitMix64::new(seed, (thread * chunks_each + i) as u64));
-                }
-            });
-        }
+    threads::share(n_threads, out.chunks_mut(chunk_bytes).enumerate(), |(i, chunk)| {
+        pattern.fill(chunk, SplitMix64::new(seed, i as u64));
     });
     Ok(out)
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use runahead::cancel::{Cancel, Wait};
@@ -432,16 +433,20 @@ fn a_cancel_between_passes_leaves_the_conversation_as_it_was() {
     let cancel = Cancel::new();
     let of_second_pass = cancel.clone();
     let builder = Engine::builder(reference("mistral-window")).unwrap().devices([DeviceId::Cpu]).context(384);
-    let seen = std::sync::atomic::AtomicU64::new(0);
+    let [second_turn, a_pass_is_done] = [false; 2].map(|no| Arc::new(AtomicBool::new(no)));
+    let (is_second_turn, was_done) = (Arc::clone(&second_turn), Arc::clone(&a_pass_is_done));
     let engine = builder
         .max_share(48)
         .on_progress(move |progress| {
-            // The first pass of the second turn ends with a report of all its work.
+            // Each pass ends with a report of all its work; the next one begins with less.
             if let runahead::engine::Progress::Prefill { done, total, .. } = progress
-                && done == total
-                && seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1
+                && is_second_turn.load(Ordering::Relaxed)
             {
-                of_second_pass.cancel();
+                if done == total {
+                    was_done.store(true, Ordering::Relaxed);
+                } else if was_done.load(Ordering::Relaxed) {
+                    of_second_pass.cancel();
+                }
             }
         })
         .open()
@@ -450,8 +455,11 @@ fn a_cancel_between_passes_leaves_the_conversation_as_it_was() {
     let mut session = engine.session().unwrap();
     session.logits(&ids[..40], &Options::default()).unwrap();
     session.end_with(Some(&cancel));
+    second_turn.store(true, Ordering::Relaxed);
     let error = session.logits(&ids[40..], &Options::default()).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error}");
+    assert!(a_pass_is_done.load(Ordering::Relaxed), "cancelled in the first pass");
+    second_turn.store(false, Ordering::Relaxed);
     assert_eq!(session.tokens(), &ids[..40]);
     session.end_with(None);
     let again = session.logits(&ids[40..], &Options::default()).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules of each layer, the lowest first. A new top-level module has to be given its place here.
 const LAYERS: [&[&str]; 8] = [
-    &["dtype", "dims", "dates", "config", "error", "cancel"],
+    &["dtype", "dims", "dates", "config", "error", "cancel", "threads"],
     &["weights", "tokenizer", "template", "sampler", "new_file"],
     &["gpu"],
     &["kernels"],

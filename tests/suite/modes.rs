@@ -203,7 +203,7 @@ fn a_cancel_ends_a_link_that_takes_for_ever() {
     let result = session.generate(&tokens(100, 4), &options(Mode::Runahead)).map(|_| ());
     let ended = Instant::now();
     assert!(matches!(result, Err(Error::Cancelled)));
-    assert!(ended - remote.join().unwrap() < Duration::from_secs(1));
+    assert!(ended - remote.join().unwrap() < Duration::from_secs(5));
 }
 
 #[test]

@@ -455,7 +455,7 @@ mod unix {
         let start = Instant::now();
         assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
         let status = child.wait().unwrap();
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         assert_eq!(status.code(), Some(130));
         let left = files(cache.path());
         assert_eq!(left, ["org/repo/m.gguf.v1.part"]);

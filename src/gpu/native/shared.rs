@@ -23,18 +23,31 @@ impl Queues {
     }
 }
 
-/// Vulkan's own names for a buffer and its memory, of which the buffer is the only user. They are valid as long as the wgpu buffer made of them.
-#[derive(Clone, Copy, Debug)]
+/// A buffer in memory of its own, by Vulkan's names. It is shared with the wgpu buffer made of it, and goes with the later of the two: wgpu lets go of
+/// its buffers at once when it takes a device for lost, whoever still copies to them.
 pub struct Handles {
+    /// Its device, which lives as long as the wgpu buffer: the holder of both drops this first.
+    raw: Arc<ash::Device>,
     pub buffer: vk::Buffer,
     pub memory: vk::DeviceMemory,
     /// Size of the memory: at least the buffer's.
+    #[cfg(feature = "cuda")]
     pub memory_bytes: u64,
+}
+
+impl Drop for Handles {
+    fn drop(&mut self) {
+        // SAFETY: both were made on this device, which lives; wgpu has let go of the buffer, and every copy holds what it copies.
+        unsafe {
+            self.raw.destroy_buffer(self.buffer, None);
+            self.raw.free_memory(self.memory, None);
+        }
+    }
 }
 
 /// See the module's text.
 pub struct Shared {
-    pub(super) raw: ash::Device,
+    pub(super) raw: Arc<ash::Device>,
     memory: vk::PhysicalDeviceMemoryProperties,
     pub(super) lanes: Option<Lanes>,
     /// Whether copies go through wgpu's own queue.
@@ -60,7 +73,7 @@ impl Shared {
         let raw = hal.raw_device().clone();
         let lanes = queues.map(|q| Lanes::new(instance, hal.raw_physical_device(), &raw, q));
         let on_compute_queue = queues.is_some_and(|q| q.family == own.0 && q.indices.contains(&own.1));
-        Some(Self { raw, memory, lanes, on_compute_queue, families, export, device: device.clone() })
+        Some(Self { raw: Arc::new(raw), memory, lanes, on_compute_queue, families, export, device: device.clone() })
     }
 
     /// What there is.
@@ -90,16 +103,17 @@ impl Shared {
         label: &str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<(wgpu::Buffer, Handles), Refusal> {
-        let handles = self.allocate(bytes, usage).map_err(|e| match e {
+    ) -> Result<(wgpu::Buffer, Arc<Handles>), Refusal> {
+        let handles = Arc::new(self.allocate(bytes, usage).map_err(|e| match e {
             vk::Result::ERROR_OUT_OF_DEVICE_MEMORY
             | vk::Result::ERROR_OUT_OF_HOST_MEMORY
             | vk::Result::ERROR_TOO_MANY_OBJECTS => Refusal::Memory,
             e => Refusal::Driver(format!("`{label}`: {e}")),
-        })?;
-        let Handles { buffer, memory, memory_bytes } = handles;
-        // SAFETY: buffer and memory were made on this device, bound to each other from offset 0 on, and are wgpu's from here on: it destroys both.
-        let hal = unsafe { wgpu::hal::vulkan::Buffer::from_raw_managed(buffer, memory, 0, memory_bytes) };
+        })?);
+        let until_wgpu_is_done = Arc::clone(&handles);
+        let let_go = Box::new(move || drop(until_wgpu_is_done));
+        // SAFETY: the buffer was made on this device, bound to memory from offset 0 on, and lives until wgpu calls back; it is never mapped.
+        let hal = unsafe { wgpu::hal::vulkan::Buffer::from_raw_externally_owned(handles.buffer, let_go) };
         let desc = wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false };
         // SAFETY: the buffer has the size and usage of the descriptor, is not empty, and the caller clears it before anybody reads it.
         Ok((unsafe { self.device.create_buffer_from_hal::<Vulkan>(hal, &desc) }, handles))
@@ -143,7 +157,13 @@ impl Shared {
         let memory = unsafe { self.raw.allocate_memory(&info, None) }?;
         // SAFETY: both are of this device and unbound; the memory is as large as the buffer needs it.
         match unsafe { self.raw.bind_buffer_memory(buffer, memory, 0) } {
-            Ok(()) => Ok(Handles { buffer, memory, memory_bytes: needs.size }),
+            Ok(()) => Ok(Handles {
+                raw: Arc::clone(&self.raw),
+                buffer,
+                memory,
+                #[cfg(feature = "cuda")]
+                memory_bytes: needs.size,
+            }),
             Err(e) => {
                 // SAFETY: nobody but this function knows the memory, and the buffer was not bound to it.
                 unsafe { self.raw.free_memory(memory, None) };

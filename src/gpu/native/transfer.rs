@@ -69,7 +69,7 @@ impl Drop for Pending {
         let chance = Wait { cancel: Cancel::new(), limit: LAST_CHANCE };
         match self.shared.wait_for(&slot, &chance) {
             // What hangs may still write: nothing that it uses is ever freed.
-            Err(Fault::Waiting(_)) if !self.shared.signalled(&slot) => {
+            Err(_) if !self.shared.signalled(&slot) => {
                 lanes.hung.store(true, Ordering::Relaxed);
                 std::mem::forget((regions, keep));
             }

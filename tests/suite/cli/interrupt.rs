@@ -14,12 +14,13 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts a command and waits until it would see Ctrl-C.
 fn start(args: &[&str]) -> Child {
-    let child = command(args).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = command(args).stdin(Stdio::piped()).spawn().unwrap();
     let catches = |status: &str| {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
         mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 0b10 != 0)
     };
     while !catches(&std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap()) {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it could be interrupted");
         std::thread::sleep(Duration::from_millis(1));
     }
     child

@@ -125,7 +125,7 @@ fn a_cancel_ends_a_long_product() {
         asked.join().unwrap()
     });
     let late = asked.elapsed();
-    assert!(late < Duration::from_secs(1), "seen after {late:?}");
+    assert!(late < Duration::from_secs(4), "seen after {late:?}");
     // The adapter goes on working, and what was not computed is not shown.
     let done = k.submit(k.begin(), &wait()).unwrap();
     assert!(k.collect(download, &done, &wait(), &mut |_| panic!("shown")).is_err());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use eframe::egui::{self, Role, accesskit};
 use runahead::engine::{DeviceId, devices};
 use runahead_desktop::App;
-use screen::Screen;
+use screen::{Picture, Screen};
 
 mod screen;
 
@@ -26,6 +26,7 @@ struct Part {
     text: String,
     value: Option<f64>,
     enabled: bool,
+    has_keys: bool,
     /// In pixels: left, top, right, bottom.
     area: [u16; 4],
 }
@@ -46,14 +47,14 @@ impl egui::Plugin for Parts {
     fn output_hook(&mut self, _: &egui::Context, output: &mut egui::FullOutput) {
         let Some(tree) = &output.platform_output.accesskit_update else { return };
         let scale = output.pixels_per_point;
-        let parts: Vec<Part> = tree.nodes.iter().filter_map(|(_, node)| part(node, tree, scale)).collect();
+        let parts: Vec<Part> = tree.nodes.iter().filter_map(|node| part(node, tree, scale)).collect();
         let half = |p: &Part| p.name.ends_with("prefill") && p.value.is_some_and(|v| v > 0.0 && v < 100.0);
         self.saw_prefill.fetch_or(parts.iter().any(half), Ordering::Relaxed);
         *self.latest.lock().unwrap() = parts;
     }
 }
 
-fn part(node: &accesskit::Node, tree: &accesskit::TreeUpdate, scale: f32) -> Option<Part> {
+fn part((id, node): &(accesskit::NodeId, accesskit::Node), tree: &accesskit::TreeUpdate, scale: f32) -> Option<Part> {
     let bounds = node.bounds()?;
     let label_of = |id: &accesskit::NodeId| tree.nodes.iter().find(|(n, _)| n == id).and_then(|(_, n)| n.value());
     let name = node.label().or_else(|| node.labelled_by().first().and_then(label_of)).or(node.value());
@@ -63,6 +64,7 @@ fn part(node: &accesskit::Node, tree: &accesskit::TreeUpdate, scale: f32) -> Opt
         text: node.value().unwrap_or_default().to_owned(),
         value: node.numeric_value(),
         enabled: !node.is_disabled(),
+        has_keys: tree.focus == *id,
         area: [bounds.x0, bounds.y0, bounds.x1, bounds.y1].map(|x| (x * f64::from(scale)).max(0.0) as u16),
     })
 }
@@ -101,6 +103,20 @@ impl Person {
         self.screen.click((left + right) / 2, (top + bottom) / 2);
     }
 
+    /// Clicks a box and types, once it has the keys; the box as it is then.
+    fn write(&self, into: &Part, text: &str) -> Part {
+        self.click(into);
+        self.wait("keys", |p| p.find(into.role, &into.name).filter(|b| b.has_keys));
+        self.screen.write(text);
+        let there = into.text.len() + text.len();
+        self.wait("text", |p| p.find(into.role, &into.name).filter(|b| b.text.len() == there))
+    }
+
+    /// The screen, once it shows this: a frame is told before it is painted.
+    fn picture(&self, name: &str, shows: impl Fn(&Picture) -> bool) -> Picture {
+        self.wait(name, |p| Some(p.screen.picture(name)).filter(&shows))
+    }
+
     fn bars(&self) -> Vec<Part> {
         self.parts.latest.lock().unwrap().iter().filter(|p| p.role == Role::ProgressIndicator).cloned().collect()
     }
@@ -116,9 +132,9 @@ impl Person {
     fn use_it(&self) {
         let prompt = self.wait("prompt box", |p| p.find(Role::MultilineTextInput, "Prompt"));
         self.button("Cancel", false);
-        // Parts are told before their frame is painted, and a window appears with its first frame: a second later, if Mesa compiles its shaders.
+        // The window appears with its first frame: a second after that is told, if Mesa compiles its shaders.
         let send = self.button("Send", false);
-        self.wait("window", |p| p.screen.picture("window").has_writing(send.area).then_some(()));
+        self.picture("window", |p| p.has_writing(send.area));
         self.click(&self.button("+ cpu", true));
         self.wait("second adapter", |p| {
             let parts = p.parts.latest.lock().unwrap();
@@ -127,10 +143,8 @@ impl Person {
         let empty = self.screen.picture("empty");
         assert!(!empty.has_writing(prompt.area), "nothing is written yet");
 
-        self.click(&prompt);
         let text = format!("tell me a long story about {} and the moon", ["the sea and the mountains"; 20].join(" "));
-        self.screen.write(&text);
-        self.wait("prompt", |p| p.find(Role::MultilineTextInput, "Prompt").filter(|b| b.text == text));
+        assert_eq!(self.write(&prompt, &text).text, text);
         self.click(&self.button("Send", true));
 
         // A bar for each adapter, filled as far as it says, while the answer is under way.
@@ -144,13 +158,12 @@ impl Person {
         assert_eq!([&bars[0].name, &bars[1].name], ["cpu: prefill", "cpu #2: prefill"]);
         assert!(self.parts.saw_prefill.load(Ordering::Relaxed), "bars move while the prefill is under way");
         let answer = self.wait("text", Self::answer);
-        let picture = self.screen.picture("answering");
-        for bar in &bars {
-            assert!(picture.filled(bar.area) > 0.8, "{bar:?}: {}", picture.filled(bar.area));
-        }
-        for part in [&prompt, &cancel, &answer, &self.button("Send", false)] {
-            assert!(picture.has_writing(part.area), "{part:?}");
-        }
+        let send = self.button("Send", false);
+        let written = [&prompt, &cancel, &answer, &send];
+        let picture = self.picture("answering", |picture| {
+            bars.iter().all(|bar| picture.filled(bar.area) > 0.8)
+                && written.iter().all(|part| picture.has_writing(part.area))
+        });
         // The same eyes see nothing where nothing is.
         let below = [10, SIZE[1] - 30, SIZE[0] - 10, SIZE[1] - 10];
         assert!(!picture.has_writing(below) && picture.filled(below) == 0.0);
@@ -165,6 +178,7 @@ impl Person {
 
         // Asked again, the engine is there already: no bar speaks of loading.
         self.click(&self.button("Send", true));
+        self.button("Cancel", true);
         self.wait("bars", |p| {
             assert!(p.bars().iter().all(|b| b.name.ends_with("prefill")), "{:?}", p.bars());
             full(p)
@@ -174,12 +188,11 @@ impl Person {
 
         // What goes wrong is told in red, and the window goes on.
         let model = self.wait("model", |p| p.find(Role::TextInput, "Model"));
-        self.click(&model);
-        self.screen.write("x");
+        self.write(&model, "x");
         self.click(&self.button("Send", true));
         let says = |p: &Part| p.role == Role::Label && p.text.contains("No such file");
         let error = self.wait("error", |p| p.parts.latest.lock().unwrap().iter().find(|p| says(p)).cloned());
-        assert!(self.screen.picture("error").has_red(error.area));
+        self.picture("error", |p| p.has_red(error.area));
         assert!(!picture.has_red([0, 0, SIZE[0], SIZE[1]]));
         self.button("Send", true);
     }
