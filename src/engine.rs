@@ -154,7 +154,7 @@ impl Engine {
             false => shared.adapters[i].open(shared.context, shared.kv, Slots::Ring),
         };
         let nodes = (0..=last).map(open).collect::<Result<Vec<_>>>()?;
-        Ok(Session::new(self.clone(), nodes, shared.experiment.clone()))
+        Ok(Session::new(self.clone(), &(0..=last).collect::<Vec<_>>(), nodes))
     }
 
     /// An empty session on one adapter alone, by its place in [`Engine::adapters`].
@@ -168,7 +168,7 @@ impl Engine {
             available: self.adapters().collect::<Vec<_>>().join(", "),
         };
         let node = self.keeper(&**shared.adapters.get(adapter).ok_or_else(missing)?)?;
-        Ok(Session::new(self.clone(), vec![node], shared.experiment.pick(&[adapter])))
+        Ok(Session::new(self.clone(), &[adapter], vec![node]))
     }
 
     /// A node that keeps the cache of every layer.

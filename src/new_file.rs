@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
@@ -10,15 +11,17 @@ pub fn is_written_through(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir())
 }
 
-/// Where a file is written before it takes its name: in the same folder, since a rename does not cross file systems. A link's target is replaced, not the
-/// link.
+/// Where a file is written before it takes its name, each time elsewhere: in the same folder, since a rename does not cross file systems. A link's target is
+/// replaced, not the link.
 ///
 /// # Errors
 /// [`Error::Io`] for a path without a file's name.
 pub fn partial_path(path: &Path) -> Result<PathBuf> {
     let path = &resolved(path);
     let name = path.file_name().ok_or_else(|| Error::io(path, std::io::ErrorKind::IsADirectory.into()))?;
-    Ok(path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id())))
+    // Processes have the same number in containers that share a folder.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    Ok(path.with_file_name(format!(".{}.{}.{now:x}", name.to_string_lossy(), std::process::id())))
 }
 
 /// The file that a link stands for.

@@ -10,9 +10,20 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use crate::dates::Date;
 use crate::error::{Error, Result};
 
-/// What one rendering may cost, a bound for hostile templates: the engine counts 1 for an instruction and for 64 bytes of text made or read, so
-/// this is some 64 MB at most. Real templates take a hundred instructions or so a message.
-const FUEL: u64 = 1_000_000;
+/// What one rendering may cost, a bound for hostile templates: the engine counts 1 for an instruction and for 64 bytes of text made or read.
+const FUEL: u64 = 100_000;
+
+/// What a message adds: real templates take a hundred instructions or so for each.
+const FUEL_OF_A_MESSAGE: u64 = 1_000;
+
+/// What a rendering costs at most, however long the conversation: some 640 MB of text.
+const MOST_FUEL: u64 = 10_000_000;
+
+/// Bytes of stack for a unit of fuel, and in all. For two units a template nests a list once more, and each level takes a hundred bytes or so of stack
+/// when it is dropped: deeper than any thread's usual stack. What is not used takes no memory.
+const STACK_OF_FUEL: u64 = 1 << 10;
+const LEAST_STACK: u64 = 16 << 20;
+const MOST_STACK: u64 = 1 << 30;
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,13 +70,23 @@ impl ChatTemplate {
     /// # Errors
     /// See [`ChatTemplate::render`].
     pub fn render_at(&self, now: Date, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let content: usize = messages.iter().map(|m| m.content.len()).sum();
         // A long conversation may be copied 64 times.
-        let environment = environment(FUEL.saturating_add(content as u64), now).map_err(failed)?;
-        let messages: Vec<Value> =
-            messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() }).collect();
-        let values = context! { messages, add_generation_prompt, bos_token => self.bos.as_str(), eos_token => self.eos.as_str() };
-        environment.render_str(&without_marks(&self.source), values).map_err(failed)
+        let of_message = |m: &Message| (m.content.len() as u64).saturating_add(FUEL_OF_A_MESSAGE);
+        let fuel = messages.iter().map(of_message).fold(FUEL, u64::saturating_add).min(MOST_FUEL);
+        let render = || {
+            let environment = environment(fuel, now).map_err(failed)?;
+            let messages: Vec<Value> =
+                messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() }).collect();
+            let values = context! { messages, add_generation_prompt, bos_token => self.bos.as_str(), eos_token => self.eos.as_str() };
+            environment.render_str(&without_marks(&self.source), values).map_err(failed)
+        };
+        let stack = (fuel * STACK_OF_FUEL).clamp(LEAST_STACK, MOST_STACK) as usize;
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().name("chat template".to_owned()).stack_size(stack);
+            let thread = builder.spawn_scoped(scope, render);
+            let thread = thread.map_err(|e| Error::Template(format!("no thread to render it: {e}")))?;
+            thread.join().unwrap_or_else(|_| Err(Error::Template("its engine died".to_owned())))
+        })
     }
 }
 
@@ -162,21 +183,24 @@ impl Json<'_> {
                 self.out.push_str(if self.indent.is_some() { "," } else { ", " });
             }
             n += 1;
-            self.line(depth + 1);
+            self.line(depth + 1)?;
             write(self, item)?;
         }
         if n > 0 {
-            self.line(depth);
+            self.line(depth)?;
         }
         self.out.push(close);
         Ok(())
     }
 
-    fn line(&mut self, depth: usize) {
+    fn line(&mut self, depth: usize) -> Result<(), minijinja::Error> {
         if let Some(indent) = self.indent {
+            let spaces = usize::from(indent) * depth;
+            self.state.consume_fuel(spaces as u64 / 64)?;
             self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(' ', usize::from(indent) * depth));
+            self.out.extend(std::iter::repeat_n(' ', spaces));
         }
+        Ok(())
     }
 
     fn quote(&mut self, text: &str) -> Result<(), minijinja::Error> {

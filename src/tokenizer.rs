@@ -13,6 +13,9 @@ mod pre;
 mod scores;
 mod special;
 
+/// The engine of regular expressions remembers a million characters, and takes the rest of a text for one piece when it cannot remember more.
+const MAX_WHITE_SPACE: usize = 900_000;
+
 /// Turns text into token ids and back. Immutable; may be shared between threads.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -50,8 +53,17 @@ impl Tokenizer {
     /// (most often a begin-of-sequence token); a rendered chat template has it already.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`].
+    /// [`Error::Tokenizer`]; a text with more than 900,000 characters of white space in a row is one.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let mut run = 0;
+        for c in text.chars() {
+            run = if c.is_whitespace() { run + 1 } else { 0 };
+            if run > MAX_WHITE_SPACE {
+                return Err(Error::Tokenizer(format!(
+                    "more than {MAX_WHITE_SPACE} characters of white space in a row"
+                )));
+            }
+        }
         match &self.model {
             Model::Hub(hub) => hub.encode(text, add_special),
             Model::Gguf(vocabulary) => vocabulary.encode(text, add_special),

@@ -148,9 +148,10 @@ impl Weights {
         tensor.map(|tensor| shaped(tensor, &[len])).transpose()
     }
 
-    /// The names of all biases.
+    /// The names of all biases. Published GPT-NeoX models have a causal mask that is called one.
     pub fn biases(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str).filter(|name| name.ends_with(".bias"))
+        let is_bias = |name: &&str| name.ends_with(".bias") && !name.ends_with(".attention.bias");
+        self.tensors.keys().map(String::as_str).filter(is_bias)
     }
 
     /// Number of parameters: elements of all tensors whose number format is known here.

@@ -61,7 +61,7 @@ pub fn run(args: &ChatArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     }
     let (saved, n_saved) = args.session.saved()?;
     let devices = open::named_or_default(&args.session.devices);
-    let context = args.session.context.unwrap_or(CONTEXT.min(files.config().max_context).max(n_saved));
+    let context = args.session.context.unwrap_or(CONTEXT.max(n_saved).min(files.config().max_context));
     let (engine, bars) = open::plainly(files, &devices, &args.session.engine, context, &interrupt.cancel)?;
 
     let mut chat = Chat {

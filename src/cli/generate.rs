@@ -171,7 +171,7 @@ impl Plan {
         // The last token needs no row: nothing comes after it.
         let behind = args.n.saturating_sub(1);
         let context = match args.session.context {
-            None => open::context_for(files, n_prompt, behind)?.max(n_saved),
+            None => open::context_for(files, n_prompt, behind)?.max(n_saved.min(files.config().max_context)),
             Some(context) if n_prompt > context => {
                 return Err(Error::ContextFull { needed: n_prompt, context }.into());
             }

@@ -174,13 +174,15 @@ impl HfConfig {
         let family = self.family.ok_or_else(|| missing("architectures"))?;
         self.refuse()?;
         let sizes = self.sizes(family)?;
-        let rope = |keys: &RopeKeys, base: Option<f64>| self.rope(keys, base, &sizes);
+        // What the library that reads these files takes where they say nothing.
+        let part = if family.name == "gptneox" { 0.25 } else { 1.0 };
+        let rope = |keys: &RopeKeys, base: Option<f64>| self.rope(keys, base, part, &sizes);
         let none = RopeKeys::default();
         let keys = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).unwrap_or(&none);
         let global = rope(keys.full_attention.as_deref().unwrap_or(keys), self.rope_theta.or(self.rotary_emb_base))?;
         let mut config = family.member(sizes, global);
         config.norm_plus_one = family.gemma_scales;
-        config.residual = self.residual();
+        config.residual = self.residual(family);
         config.mlp = self.mlp(family)?;
         config.attention_soft_cap = self.attn_logit_softcapping.map(|cap| cap as f32);
         config.logit_soft_cap = self.final_logit_softcapping.map(|cap| cap as f32);
@@ -251,12 +253,13 @@ impl HfConfig {
         Ok(())
     }
 
-    fn residual(&self) -> Residual {
+    /// Both families are parallel unless they say otherwise.
+    fn residual(&self, family: &Family) -> Residual {
         let two_norms =
             self.new_decoder_architecture == Some(true) && self.num_ln_in_parallel_attn.is_none_or(|n| n == 2);
-        match (self.parallel_attn, self.use_parallel_residual) {
-            (Some(true), _) => Residual::Parallel { shared_norm: !two_norms },
-            (_, Some(true)) => Residual::Parallel { shared_norm: false },
+        match family.name {
+            "falcon" if self.parallel_attn != Some(false) => Residual::Parallel { shared_norm: !two_norms },
+            "gptneox" if self.use_parallel_residual != Some(false) => Residual::Parallel { shared_norm: false },
             _ => Residual::Sequential,
         }
     }
@@ -299,7 +302,7 @@ impl HfConfig {
         }
     }
 
-    fn rope(&self, keys: &RopeKeys, base: Option<f64>, sizes: &Sizes) -> Result<Rope> {
+    fn rope(&self, keys: &RopeKeys, base: Option<f64>, part: f64, sizes: &Sizes) -> Result<Rope> {
         let need = |value: Option<f64>, name: &str| value.ok_or_else(|| missing(name));
         let original = keys.original_max_position_embeddings.or(self.original_max_position_embeddings);
         let original = || original.ok_or_else(|| missing("original_max_position_embeddings"));
@@ -330,7 +333,7 @@ impl HfConfig {
             }
             Some(other) => return Err(unsupported("rope kind", other)),
         };
-        let part = keys.partial_rotary_factor.or(self.partial_rotary_factor).or(self.rotary_pct).unwrap_or(1.0);
+        let part = keys.partial_rotary_factor.or(self.partial_rotary_factor).or(self.rotary_pct).unwrap_or(part);
         let rotary = (sizes.head_dim as f64 * part) as usize;
         let base = keys.rope_theta.or(base).unwrap_or(10_000.0);
         Ok(Rope { base, rotary, pairs: RopePairs::Halves, scaling })

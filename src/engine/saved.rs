@@ -161,7 +161,8 @@ impl SavedFile {
             return Err(self.bad(format!("has a K/V cache in {}, not in {}", name(h.kv), name(own.kv))));
         }
         let context = session.engine.context();
-        if h.n_tokens > context {
+        // Where the context is full the last token has no row.
+        if h.n_rows > context || h.n_tokens > context + 1 {
             return Err(Error::ContextFull { needed: h.n_tokens, context });
         }
         Ok(())

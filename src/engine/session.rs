@@ -18,6 +18,7 @@ use crate::runahead::pool::HostPool;
 use crate::runahead::schedule::{Mode, Schedule};
 use crate::runahead::share::{Output, RowsOut, Want};
 use crate::runahead::trace;
+use crate::runahead::turn::Turn;
 use crate::sampler::{Choice, Sampler, Sampling};
 
 /// What a generation is asked for.
@@ -27,7 +28,8 @@ pub struct Options {
     pub max_tokens: usize,
     /// How the prompt is prefilled: by the last adapter alone, or by all, or by as many as the prompt has granules for.
     pub mode: Mode,
-    /// How the prompt is cut over the adapters.
+    /// How the tokens to be computed are cut over the adapters: the prompt, and before it what of the conversation has no rows
+    /// ([`Session::n_tokens`] less [`Session::n_cached`]).
     pub split: Split,
     /// Whether the model's end tokens end the answer (they are not part of it).
     pub stop_at_end: bool,
@@ -64,6 +66,8 @@ pub struct Session {
     nodes: Vec<Box<dyn Node>>,
     /// What slows these nodes down on purpose.
     experiment: Experiment,
+    /// Of each node, where it shares a device with another that is slowed down.
+    turns: Vec<Option<Arc<Turn>>>,
     /// The conversation, prompts and answers.
     tokens: Vec<u32>,
     /// Tokens whose rows stand in the last adapter's cache: all, or all but the last generated one.
@@ -75,8 +79,8 @@ pub struct Session {
     record: Record,
     /// What the board of each turn is made of.
     pool: HostPool,
-    /// Ends every turn; the engine's own unless a stream put its own in.
-    parent: Cancel,
+    /// Ends every turn; the engine's own unless another was put in.
+    pub(super) parent: Cancel,
     /// Ends the present turn.
     cancel: Cancel,
     /// Told of the progress of prefills in place of the engine's callback, where a stream put its own in.
@@ -91,13 +95,16 @@ struct Plan {
 }
 
 impl Session {
-    pub(super) fn new(engine: Engine, nodes: Vec<Box<dyn Node>>, experiment: Experiment) -> Self {
+    /// On some of the engine's adapters, with a node on each.
+    pub(super) fn new(engine: Engine, adapters: &[usize], nodes: Vec<Box<dyn Node>>) -> Self {
+        let experiment = engine.shared.experiment.pick(adapters);
+        let turns = adapters.iter().map(|&i| engine.shared.turns[i].clone()).collect();
         let record = Record::new(engine.config().n_layers);
         let parent = engine.cancel().clone();
         let (tokens, note, pool) = (Vec::new(), String::new(), HostPool::default());
         let (cancel, progress) = (parent.child(), None);
         let (len, least_kept) = (0, 0);
-        Self { engine, nodes, experiment, tokens, len, least_kept, note, record, pool, cancel, parent, progress }
+        Self { engine, nodes, experiment, turns, tokens, len, least_kept, note, record, pool, cancel, parent, progress }
     }
 
     /// Makes `cancel` (or, with `None`, the engine's own again) end the turns from now on. A child of the engine's own is ended by both.
@@ -201,14 +208,18 @@ impl Session {
         Ok(Generation::new(self, first, sampler, want, report, options))
     }
 
-    /// Logits of every row `[tokens, vocab]`, without generating; the rows join the conversation.
+    /// Logits of the row of each of these tokens `[tokens, vocab]`, without generating; the rows join the conversation.
     ///
     /// # Errors
     /// As [`Session::generate`].
     pub fn logits(&mut self, tokens: &[u32], options: &Options) -> Result<Vec<f32>> {
         let (outcome, _) = self.prefill(tokens, options, RowsOut::All)?;
         match outcome.output {
-            Output::Logits(logits) => Ok(logits),
+            Output::Logits(mut all) => {
+                // Those of earlier tokens whose rows had to be computed come first.
+                let before = all.len().saturating_sub(tokens.len() * self.engine.config().vocab);
+                Ok(if before == 0 { all } else { all.split_off(before) })
+            }
             _ => Err(Error::Partition("the schedule made no logits".to_owned())),
         }
     }
@@ -225,7 +236,7 @@ impl Session {
         }
         let window = self.engine.config().layers[layer].window;
         let first = window.map_or(0, |window| (self.len + 1).saturating_sub(window).min(self.len));
-        let bytes = self.last().read_rows(layer, Piece::new(first, self.len), &Wait::new(&self.cancel))?;
+        let bytes = self.last().read_rows(layer, Piece::new(first, self.len), &Wait::new(&self.parent))?;
         let values: Vec<f32> = match self.engine.shared.kv {
             KvDtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             KvDtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
@@ -244,8 +255,9 @@ impl Session {
         let slowdown = self.experiment.slowdown(last);
         // What an adapter did during the pause would not be slowed down.
         let more = more && slowdown <= 1.0;
-        // The adapter may have begun with the row after this one.
-        self.least_kept = self.least_kept.max(self.last().least_kept(position + 2));
+        // The adapter may have begun with the row after this one, where there is room for it.
+        let begun = (position + 2).min(self.engine.context());
+        self.least_kept = self.least_kept.max(self.last().least_kept(begun));
         let output = self.nodes[last].decode(self.tokens[position], position, want, more, &wait)?;
         if slowdown > 1.0 {
             wait.sleep(began.elapsed().mul_f64(slowdown - 1.0))?;
@@ -404,8 +416,9 @@ impl Session {
         // Whether it came to its end or not, rings may have gone round.
         self.least_kept = self.least_kept.max(self.last().least_kept(needed)).max(plan.schedule.least_kept());
         let outcome = outcome?;
-        self.tokens.truncate(self.len);
-        self.tokens.extend(tokens);
+        // Tokens whose rows were let go of are part of the conversation already.
+        let known = self.tokens.len() - self.len;
+        self.tokens.extend(tokens.iter().skip(known));
         self.len = needed;
         Ok(self.report(plan, outcome))
     }
@@ -445,6 +458,8 @@ impl Session {
             self.record.forget_before(layer, read.start);
             let rows = Piece::new(self.record.end(layer, read.start).min(read.end), read.end);
             if !rows.is_empty() {
+                // What lies behind a gap comes again.
+                self.record.forget_from(layer, rows.start);
                 missing.push((layer, rows));
             }
         }
@@ -482,7 +497,7 @@ impl Session {
             record: self.record.clone(),
             pool: self.pool.clone(),
             experiment,
-            turns: self.engine.shared.turns[skip..].to_vec(),
+            turns: self.turns[skip..].to_vec(),
             timed,
             cancel: &self.cancel,
             progress: &progress,

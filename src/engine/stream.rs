@@ -36,7 +36,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The events, in order; ends after [`Event::Done`] or [`Event::Failed`].
+    /// The events, in order; ends after [`Event::Done`] or [`Event::Failed`], or without either where the answer was cancelled while 64 events waited.
     pub fn events(&self) -> &flume::Receiver<Event> {
         &self.events
     }
@@ -95,9 +95,9 @@ impl Session {
     /// As [`Session::generate`], on a thread of its own. Progress comes as events, not to the engine's callback.
     ///
     /// # Errors
-    /// [`Error::Io`] where no thread can be started; all else comes as [`Event::Failed`].
+    /// [`Error::Io`] where no thread can be started, and the session is gone; all else comes as [`Event::Failed`].
     pub fn stream(self, tokens: Vec<u32>, options: Options) -> Result<Stream> {
-        spawn(self.engine.cancel().child(), move |_| Ok((self, tokens, options)))
+        spawn(self.parent.child(), move |_| Ok((self, tokens, options)))
     }
 }
 
@@ -142,11 +142,11 @@ fn spawn(
         let mut session = None;
         let result = start(&out).and_then(|(begun, tokens, options)| {
             let begun = session.insert(begun);
-            begun.end_with(Some(&out.wait.cancel));
+            let parent = std::mem::replace(&mut begun.parent, out.wait.cancel.clone());
             begun.report_to(Some(out.progress()));
             let answered = out.answer(begun, &tokens, &options);
             begun.report_to(None);
-            begun.end_with(None);
+            begun.parent = parent;
             answered
         });
         match result {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::native;
 use crate::error::{Error, Result};
@@ -95,12 +96,13 @@ fn write(path: &Path, data: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let mut bytes = checksum(data).to_le_bytes().to_vec();
-    bytes.extend_from_slice(data);
-    let partial = path.with_extension(std::process::id().to_string());
-    // Two devices of one kind that end at the same time must not write into one file: the second leaves it to the first.
-    let mut file = fs::File::create_new(&partial)?;
-    let written = file.write_all(&bytes).and_then(|()| fs::rename(&partial, path));
+    let bytes = [&checksum(data).to_le_bytes(), data].concat();
+    // Another each time: two devices of one kind may end together, and what a killed process left is in nobody's way, though processes have the
+    // same number in containers that share a folder.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let partial = path.with_extension(format!("{}-{now:x}", std::process::id()));
+    let written = fs::File::create_new(&partial).and_then(|mut file| file.write_all(&bytes));
+    let written = written.and_then(|()| fs::rename(&partial, path));
     if written.is_err() {
         let _ = fs::remove_file(&partial);
     }

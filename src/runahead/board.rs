@@ -212,6 +212,11 @@ impl Record {
         self.layers[layer].iter().fold(start, |end, b| if b.rows.start <= end { end.max(b.rows.end) } else { end })
     }
 
+    /// Forgets a layer's blocks from `start` on.
+    pub fn forget_from(&mut self, layer: usize, start: usize) {
+        self.layers[layer].retain(|b| b.rows.start < start);
+    }
+
     /// Lets go of the blocks of a layer that end before `start`.
     pub fn forget_before(&mut self, layer: usize, start: usize) {
         self.layers[layer].retain(|b| b.rows.end > start);

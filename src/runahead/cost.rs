@@ -191,9 +191,15 @@ impl AdapterCost {
         if let Some((what, s)) = times.into_iter().find(|(_, s)| !(s.is_finite() && *s >= 0.0)) {
             return Some(format!("{s} s for a {what}"));
         }
+        if !(1..=MAX_TILE_ROWS).contains(&self.tile_rows) {
+            return Some(format!("tiles of {} rows", self.tile_rows));
+        }
         self.down.fault().or_else(|| self.up.fault()).or_else(|| self.queue.and_then(|q| q.fault()))
     }
 }
+
+/// Far more than any kernel's.
+const MAX_TILE_ROWS: usize = 1 << 16;
 
 const fn one_row() -> usize {
     1

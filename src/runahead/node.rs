@@ -275,6 +275,8 @@ impl<K: Kernels> Node for DeviceNode<K> {
     fn prepare(&mut self, rows: usize) -> Result<()> {
         self.ahead = None;
         if rows > self.scratch.rows() {
+            // The old ones go first: the memory need not hold both.
+            self.scratch = self.model.scratch(1)?;
             memory::check(&**self.model.kernels(), "activations", memory::scratch_bytes(&self.model, rows))?;
             self.scratch = self.model.scratch(rows)?;
         }

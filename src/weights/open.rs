@@ -107,8 +107,15 @@ fn rope_factors(weights: &Weights, name: &str) -> Result<Option<Vec<f32>>> {
 #[derive(Default, Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Templates>,
-    bos_token: Option<Token>,
-    eos_token: Option<Token>,
+    /// `Some(None)`: there is said to be none.
+    #[serde(default, deserialize_with = "said")]
+    bos_token: Option<Option<Token>>,
+    #[serde(default, deserialize_with = "said")]
+    eos_token: Option<Option<Token>>,
+}
+
+fn said<'de, D: serde::Deserializer<'de>>(value: D) -> std::result::Result<Option<Option<Token>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -161,8 +168,9 @@ fn template(folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<Option<ChatT
         Some(Templates::Named(list)) => list.into_iter().find(|t| t.name == "default").map(|t| t.template),
         None => None,
     };
-    let spelling = |token: Option<Token>, id: Option<u32>| match token {
-        Some(Token::Text(content) | Token::Object { content }) => content,
+    let spelling = |token: Option<Option<Token>>, id: Option<u32>| match token {
+        Some(Some(Token::Text(content) | Token::Object { content })) => content,
+        Some(None) => String::new(),
         None => id.zip(tokenizer).and_then(|(id, t)| t.spelling(id)).unwrap_or_default(),
     };
     let bos = spelling(settings.bos_token, tokenizer.and_then(Tokenizer::bos));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use runahead::cancel::{Cancel, Wait};
 use runahead::dims::Piece;
 use runahead::dtype::KvDtype;
-use runahead::engine::{DeviceId, Engine, Experiment, Gemm, Mode, Options, Session};
+use runahead::engine::{DeviceId, Engine, Experiment, Gemm, Mode, Options, Progress, Session};
 use runahead::error::{Error, Result};
 use runahead::gpu::GpuKind;
 use runahead::kernels::Kernels;
@@ -430,16 +430,16 @@ fn shares_that_are_too_long_go_in_passes_with_the_same_bits() {
 
 #[test]
 fn a_cancel_between_passes_leaves_the_conversation_as_it_was() {
-    let cancel = Cancel::new();
-    let of_second_pass = cancel.clone();
-    let builder = Engine::builder(reference("mistral-window")).unwrap().devices([DeviceId::Cpu]).context(384);
-    let [second_turn, a_pass_is_done] = [false; 2].map(|no| Arc::new(AtomicBool::new(no)));
-    let (is_second_turn, was_done) = (Arc::clone(&second_turn), Arc::clone(&a_pass_is_done));
-    let engine = builder
-        .max_share(48)
-        .on_progress(move |progress| {
+    let ids = tokens(300, 13);
+    // Behind 40 tokens, and behind 100 whose rows were let go of.
+    for (first, kept, n_cached) in [(40, 40, 40), (290, 100, 0)] {
+        let cancel = Cancel::new();
+        let of_second_pass = cancel.clone();
+        let [second_turn, a_pass_is_done] = [false; 2].map(|no| Arc::new(AtomicBool::new(no)));
+        let (is_second_turn, was_done) = (Arc::clone(&second_turn), Arc::clone(&a_pass_is_done));
+        let on_progress = move |progress| {
             // Each pass ends with a report of all its work; the next one begins with less.
-            if let runahead::engine::Progress::Prefill { done, total, .. } = progress
+            if let Progress::Prefill { done, total, .. } = progress
                 && is_second_turn.load(Ordering::Relaxed)
             {
                 if done == total {
@@ -448,22 +448,24 @@ fn a_cancel_between_passes_leaves_the_conversation_as_it_was() {
                     of_second_pass.cancel();
                 }
             }
-        })
-        .open()
-        .unwrap();
-    let ids = tokens(200, 13);
-    let mut session = engine.session().unwrap();
-    session.logits(&ids[..40], &Options::default()).unwrap();
-    session.end_with(Some(&cancel));
-    second_turn.store(true, Ordering::Relaxed);
-    let error = session.logits(&ids[40..], &Options::default()).unwrap_err();
-    assert!(matches!(error, Error::Cancelled), "{error}");
-    assert!(a_pass_is_done.load(Ordering::Relaxed), "cancelled in the first pass");
-    second_turn.store(false, Ordering::Relaxed);
-    assert_eq!(session.tokens(), &ids[..40]);
-    session.end_with(None);
-    let again = session.logits(&ids[40..], &Options::default()).unwrap();
-    let mut fresh = engine.session().unwrap();
-    let want = fresh.logits(&ids, &Options::default()).unwrap();
-    assert_eq!(again[..], want[40 * engine.config().vocab..]);
+        };
+        let builder = Engine::builder(reference("mistral-window")).unwrap().devices([DeviceId::Cpu]).context(384);
+        let engine = builder.max_share(48).take_back(0).on_progress(on_progress).open().unwrap();
+        let mut session = engine.session().unwrap();
+        session.logits(&ids[..first], &Options::default()).unwrap();
+        session.truncate(kept);
+        assert_eq!(session.n_cached(), n_cached);
+        session.end_with(Some(&cancel));
+        second_turn.store(true, Ordering::Relaxed);
+        let error = session.logits(&ids[kept..], &Options::default()).unwrap_err();
+        assert!(matches!(error, Error::Cancelled), "{error}");
+        assert!(a_pass_is_done.load(Ordering::Relaxed), "cancelled in the first pass");
+        assert_eq!(session.tokens(), &ids[..kept]);
+        second_turn.store(false, Ordering::Relaxed);
+        session.end_with(None);
+        let again = session.logits(&ids[kept..], &Options::default()).unwrap();
+        let mut fresh = engine.session().unwrap();
+        let want = fresh.logits(&ids, &Options::default()).unwrap();
+        assert!(again[..] == want[kept * engine.config().vocab..]);
+    }
 }

@@ -196,6 +196,24 @@ fn cancels_end_load_prefill_and_decode_in_time() {
 }
 
 #[test]
+fn a_session_comes_back_from_a_stream_as_it_was_given() {
+    let options = || Options { max_tokens: 3, stop_at_end: false, ..Options::default() };
+    let engine = tiny(&[DeviceId::Cpu]);
+    let mut session = engine.session().unwrap().stream(vec![1, 2, 3], options()).unwrap().join().unwrap();
+    assert_eq!(session.kv(0).unwrap().0.len(), session.n_cached() * engine.config().kv_width());
+    // A cancel that was put in holds in the stream and behind it.
+    let cancel = Cancel::new();
+    session.end_with(Some(&cancel));
+    let mut session = session.stream(vec![4], options()).unwrap().join().unwrap();
+    assert_eq!(session.n_tokens(), 10);
+    cancel.cancel();
+    assert!(matches!(session.generate(&[5], &options()).err(), Some(Error::Cancelled)));
+    let stream = session.stream(vec![5], options()).unwrap();
+    let last = stream.events().iter().last();
+    assert!(matches!(last, Some(Event::Failed(Error::Cancelled))), "{last:?}");
+}
+
+#[test]
 fn an_adapter_that_is_not_there_ends_the_loads_of_the_others() {
     let mut config = shapes::shape("tiny").unwrap();
     config.n_layers = 100;

@@ -7,6 +7,7 @@ use std::path::Path;
 use half::bf16;
 use runahead::dtype::KvDtype;
 use runahead::engine::{DeviceId, Engine, Options};
+use runahead::error::Error;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde_json::{Value, json};
@@ -490,16 +491,42 @@ fn smollm3() {
     check("smollm3", 3, sized(json!({"model_type": "smollm3", "rope_theta": 5e4})));
 }
 
+fn neox(parallel: bool, rotary: f64) -> Value {
+    sized(json!({
+        "model_type": "gpt_neox", "rotary_pct": rotary, "num_key_value_heads": null, "use_parallel_residual": parallel,
+        "layer_norm_eps": 1e-5, "tie_word_embeddings": false, "hidden_size": 72, "head_dim": null, "hidden_act": "gelu",
+    }))
+}
+
 #[test]
 fn gpt_neox() {
-    for parallel in [true, false] {
-        let config = sized(json!({
-            "model_type": "gpt_neox", "rotary_pct": if parallel { 0.34 } else { 0.67 }, "num_key_value_heads": null,
-            "use_parallel_residual": parallel, "layer_norm_eps": 1e-5, "tie_word_embeddings": false, "hidden_size": 72,
-            "head_dim": null, "hidden_act": "gelu",
-        }));
-        check("gpt_neox", 4, config);
+    for (parallel, rotary) in [(true, 0.34), (false, 0.67)] {
+        check("gpt_neox", 4, neox(parallel, rotary));
     }
+}
+
+#[test]
+fn a_causal_mask_that_is_called_a_bias_is_none() {
+    let mut config = neox(true, 0.25);
+    config["hidden_size"] = json!(96);
+    let folder = write_model(&config, 4);
+    let path = folder.path().join("model.safetensors");
+    let written = std::fs::read(&path).unwrap();
+    let open = |extra: &str| {
+        let mask = TensorView::new(Dtype::U8, vec![1, 1, 4, 4], &[1; 16]).unwrap();
+        let all = SafeTensors::deserialize(&written).unwrap().tensors().into_iter().chain([(extra.to_owned(), mask)]);
+        std::fs::write(&path, serialize(all, None).unwrap()).unwrap();
+        Engine::builder(folder.path()).unwrap().devices([DeviceId::Cpu]).context(64).open()
+    };
+    let whole = open("gpt_neox.layers.1.attention.bias").unwrap().config().clone();
+    let error = open("gpt_neox.layers.1.mlp.bias").err();
+    assert!(matches!(&error, Some(Error::Unsupported { what: "bias", .. })), "{error:?}");
+    // Both are what the library that reads these files takes where they say nothing.
+    config["use_parallel_residual"] = Value::Null;
+    config["rotary_pct"] = Value::Null;
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::write(&path, written).unwrap();
+    assert_eq!(*Engine::builder(folder.path()).unwrap().config(), whole);
 }
 
 #[test]

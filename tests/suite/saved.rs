@@ -49,6 +49,31 @@ fn a_loaded_session_goes_on_with_the_same_tokens_and_bits() {
 }
 
 #[test]
+fn a_conversation_that_fills_the_context_is_loaded_and_cut_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("full");
+    // Windows that are wider than the context let go of nothing.
+    for window in [None, Some(200)] {
+        let mut config = runahead::config::shapes::shape("tiny").unwrap();
+        config.layers.iter_mut().for_each(|layer| layer.window = window);
+        let builder = Engine::synthetic(config, runahead::dtype::Dtype::F32, 3).unwrap();
+        let engine = builder.devices([DeviceId::Cpu]).context(64).open().unwrap();
+        let mut session = engine.session().unwrap();
+        ids(&mut session, &prompt(40, 1), 1000);
+        let all = session.tokens().to_vec();
+        assert_eq!((session.n_cached(), all.len()), (64, 65), "the last token has no row");
+        session.save(&path).unwrap();
+        let mut loaded = engine.load_session(&path).unwrap();
+        assert_eq!(loaded.tokens(), all);
+        for session in [&mut session, &mut loaded] {
+            session.truncate(50);
+            assert_eq!(session.n_cached(), 50, "{window:?}");
+            assert_eq!(ids(session, &all[50..51], 5), all[51..56], "{window:?}");
+        }
+    }
+}
+
+#[test]
 fn more_rows_than_are_read_at_a_time_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("long");

@@ -435,6 +435,14 @@ fn templates_run_as_in_transformers() {
     }
 }
 
+/// A template that nests a list `60 * n` times and then does something with it.
+fn nested(n: usize, then: &str) -> String {
+    let (open, close) = ("[".repeat(60), "]".repeat(60));
+    format!(
+        "{{% set ns = namespace(x=0) %}}{{% for i in range({n}) %}}{{% set ns.x = {open}ns.x{close} %}}{{% endfor %}}{then}"
+    )
+}
+
 #[test]
 fn failing_and_hostile_templates_end_with_an_error() {
     for source in [
@@ -449,14 +457,21 @@ fn failing_and_hostile_templates_end_with_an_error() {
         "{{ ('x' * 10000) | replace('x', 'x' * 100000) }}",
         "{{ ('x' * 10000).replace('x', 'x' * 100000) }}",
         "{{ [1] * 1000000000 }}",
+        &nested(4000, "ok"),
+        "{% set ns = namespace(l=range(100000)) %}{% for i in range(98) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l | tojson(indent=255) }}",
     ] {
         let result = render(source, &[Message::new("user", "hi")]);
         assert!(matches!(result, Err(Error::Template(_))), "{source}: {:?}", result.map(|text| text.len()));
     }
     let error = render("{{ raise_exception('roles must alternate') }}", &[]).unwrap_err();
     assert!(error.to_string().contains("roles must alternate"), "{error}");
+    // As deep as there is fuel for, whether it is an error or not: no thread's stack ends.
+    for then in ["ok", "{{ ns.x }}", "{{ ns.x == [ns.x] }}", "{{ ns.x | tojson }}", "{{ ns.x | list | length }}"] {
+        let _ = render(&nested(900, then), &[]);
+    }
     // A long prompt is no hostile template.
     let long = "word ".repeat(1 << 20);
+    let _ = render(&nested(30_000, "ok"), &[Message::new("user", &long)]);
     let text =
         render("{% for m in messages %}{{ m.content | trim }}{% endfor %}", &[Message::new("user", &long)]).unwrap();
     assert_eq!(text, long.trim());
@@ -484,4 +499,13 @@ fn a_folder_brings_its_template_with_its_tokens() {
     let named = json!([{"name": "rag", "template": "rag"}, {"name": "default", "template": "two{{ bos_token }}"}]);
     assert_eq!(render("tokenizer_config.json", settings(named)).unwrap(), "two<b>");
     assert_eq!(render("chat_template.jinja", "three{{ eos_token }}".into()).unwrap(), "three<e>");
+    // What is not said is spelled as the configuration's ids, 1 and 2, are; what is said not to be there is nothing.
+    let bpe = json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}, "merges": []});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({"added_tokens": [], "pre_tokenizer": bytes, "decoder": bytes, "model": bpe});
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), "{{ bos_token }}-{{ eos_token }}").unwrap();
+    for (said, text) in [(json!({}), "b-c"), (json!({"bos_token": null, "eos_token": "<e>"}), "-<e>")] {
+        assert_eq!(render("tokenizer_config.json", said).unwrap(), text);
+    }
 }
