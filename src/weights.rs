@@ -154,6 +154,18 @@ impl Weights {
         self.tensors.keys().map(String::as_str).filter(is_bias)
     }
 
+    /// The number format that most of the weights' bytes have; `None` where there are none.
+    pub fn main_dtype(&self) -> Option<Dtype> {
+        let mut bytes = Vec::<(Dtype, usize)>::new();
+        for tensor in self.known() {
+            match bytes.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+                Some((_, n)) => *n += tensor.data.len(),
+                None => bytes.push((tensor.dtype, tensor.data.len())),
+            }
+        }
+        bytes.into_iter().max_by_key(|&(_, n)| n).map(|(dtype, _)| dtype)
+    }
+
     /// Number of parameters: elements of all tensors whose number format is known here.
     pub fn n_parameters(&self) -> u64 {
         self.known().map(|tensor| tensor.shape.iter().map(|&n| n as u64).product::<u64>()).sum()

@@ -37,11 +37,11 @@ pub struct SessionArgs {
 }
 
 impl SessionArgs {
-    /// The file, where it is there to go on with, and the number of its tokens. One that could not be written is refused before any work.
-    pub fn saved(&self) -> Result<(Option<&Path>, usize), Failure> {
+    /// The file, where it is there to go on with, and its tokens. One that could not be written is refused before any work.
+    pub fn saved(&self) -> Result<(Option<&Path>, Vec<u32>), Failure> {
         NewFile::begin_if(self.file.as_ref())?;
         let path = self.file.as_deref().filter(|path| path.exists());
-        Ok((path, path.map(saved_tokens).transpose()?.map_or(0, |tokens| tokens.len())))
+        Ok((path, path.map(saved_tokens).transpose()?.unwrap_or_default()))
     }
 }
 

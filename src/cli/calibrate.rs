@@ -62,9 +62,13 @@ pub fn run(args: &CalibrateArgs, cancel: &Cancel) -> Result<(), Failure> {
     let bar = spinner();
     let folder = tables_folder()?;
     let options = CalibrateOptions { contexts: args.contexts.clone(), repetitions: args.repetitions as usize };
-    let save = |costs: &CostModel, points: &[Point]| -> Result<(Table, PathBuf), Failure> {
+    // What an earlier calibration of the same found counts until there is something new, so that an interrupt never leaves less.
+    let before = Table::find(&folder, &print).ok().flatten().map_or(Vec::new(), |table| table.points);
+    let save = |costs: &CostModel, points: &[Point], finished: bool| -> Result<(Table, PathBuf), Failure> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let table = Table::new(now, print.clone(), costs.clone(), points.to_vec())?;
+        let is_new = |old: &&Point| !finished && points.iter().all(|new| new.context != old.context);
+        let points = points.iter().chain(before.iter().filter(is_new)).cloned().collect();
+        let table = Table::new(now, print.clone(), costs.clone(), points)?;
         let path = table.save(&folder)?;
         Ok((table, path))
     };
@@ -72,7 +76,7 @@ pub fn run(args: &CalibrateArgs, cancel: &Cancel) -> Result<(), Failure> {
     let calibrated = engine.calibrate(&options, &mut |step| match step {
         // At once: whoever interrupts a driver that hangs keeps this much.
         CalibrateStep::Found { costs, points } => {
-            if let Err(failure) = save(costs, points) {
+            if let Err(failure) = save(costs, points, false) {
                 saved = Err(failure);
             }
         }
@@ -84,7 +88,7 @@ pub fn run(args: &CalibrateArgs, cancel: &Cancel) -> Result<(), Failure> {
     bar.finish_and_clear();
     let calibration = calibrated?;
     saved?;
-    let (table, path) = save(&calibration.costs, &calibration.points)?;
+    let (table, path) = save(&calibration.costs, &calibration.points, calibration.finished)?;
     report(&table, &path.display().to_string(), calibration.finished, args.json)?;
     // An interrupted command says so, though the best so far is kept.
     if calibration.finished { Ok(()) } else { Err(Error::Cancelled.into()) }

@@ -59,9 +59,9 @@ pub fn run(args: &ChatArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     if files.tokenizer().is_none() || files.template().is_none() {
         return Err(Error::Template("the model has none; `generate` works without".to_owned()).into());
     }
-    let (saved, n_saved) = args.session.saved()?;
+    let (saved, known) = args.session.saved()?;
     let devices = open::named_or_default(&args.session.devices);
-    let context = args.session.context.unwrap_or(CONTEXT.max(n_saved).min(files.config().max_context));
+    let context = args.session.context.unwrap_or(CONTEXT.max(known.len()).min(files.config().max_context));
     let (engine, bars) = open::plainly(files, &devices, &args.session.engine, context, &interrupt.cancel)?;
 
     let mut chat = Chat {
@@ -182,7 +182,8 @@ impl Chat<'_> {
         };
         match answer.failure {
             Some(Failure::Library(Error::Cancelled)) if !self.interrupt.cancel.is_cancelled() => saved,
-            Some(failure) => Err(failure),
+            // A conversation that could not be kept is the worse news.
+            Some(failure) => saved.and(Err(failure)),
             None => saved,
         }
     }

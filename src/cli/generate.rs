@@ -77,8 +77,8 @@ pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     let files = open::files(&args.model)?;
     let tokens = prompt.tokens(&files, args.raw)?;
     cancel.check()?;
-    let (saved, n_saved) = args.session.saved()?;
-    let plan = Plan::new(args, options, &files, tokens.len(), n_saved)?;
+    let (saved, known) = args.session.saved()?;
+    let plan = Plan::new(args, options, &files, &tokens, &known)?;
 
     // Before the work: a folder that cannot be written would waste it.
     let pictures = Pictures::begin(args)?;
@@ -125,8 +125,8 @@ struct Plan {
     experiment: Experiment,
     busy_workgroups: Vec<Option<usize>>,
     options: Options,
-    /// How to cut what is left of the prompt behind a saved prefix.
-    split_behind: Split,
+    /// Tokens that the cut was planned for; `None` where it was given.
+    planned: Option<usize>,
 }
 
 /// Files that show the prefill.
@@ -165,13 +165,14 @@ impl Plan {
         args: &GenerateArgs,
         options: Options,
         files: &EngineBuilder,
-        n_prompt: usize,
-        n_saved: usize,
+        prompt: &[u32],
+        known: &[u32],
     ) -> Result<Self, Failure> {
+        let n_prompt = prompt.len();
         // The last token needs no row: nothing comes after it.
         let behind = args.n.saturating_sub(1);
         let context = match args.session.context {
-            None => open::context_for(files, n_prompt, behind)?.max(n_saved.min(files.config().max_context)),
+            None => open::context_for(files, n_prompt, behind)?.max(known.len().min(files.config().max_context)),
             Some(context) if n_prompt > context => {
                 return Err(Error::ContextFull { needed: n_prompt, context }.into());
             }
@@ -185,16 +186,19 @@ impl Plan {
         }
         // Before anything is loaded: who computes what. Lengths that were given are those of what a saved prefix leaves.
         let of_rest = match &args.split {
-            Some(Cut::Fixed(split @ Split::Given(_))) if n_saved > 0 => Some(split.clone()),
+            Some(Cut::Fixed(split @ Split::Given(_))) if !known.is_empty() => Some(split.clone()),
             _ => None,
         };
+        // What a saved conversation shares with the prompt need not be computed, but for its last token, which has no row.
+        let shared = known.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let past = shared.min(known.len().saturating_sub(1)).min(n_prompt.saturating_sub(1));
         let cut = if of_rest.is_some() { Some(&Cut::Fixed(Split::Even)) } else { args.split.as_ref() };
         let devices = open::named_or_default(&args.session.devices);
         let experiment = args.experiment.experiment(devices.len())?;
         let setup =
             Setup::new(Outline::of(files), &devices, args.session.engine.kv.kv.into(), args.session.engine.gemm.gemm)?
                 .under(&experiment)?;
-        let plan = setup.plan(args.prefill, cut, Piece::new(0, n_prompt), context)?;
+        let plan = setup.plan(args.prefill, cut, Piece::new(past, n_prompt), context)?;
         // Who asks for one adapter knows that the others have nothing to do.
         if args.prefill != Prefill::As(Mode::Single) {
             setup.tell_left_out(&plan);
@@ -203,13 +207,13 @@ impl Plan {
         let n_pieces = if plan.order.len() == 1 { 1 } else { plan.mode.n_pieces(plan.order.len()) };
         let has_all = plan.mode != Mode::Single && plan.lengths.len() == n_pieces;
         let planned = if has_all { Split::Given(plan.lengths.clone()) } else { Split::Even };
-        let split_behind = of_rest.clone().unwrap_or_default();
+        let planned_for = of_rest.is_none().then_some(n_prompt - past);
         let split = of_rest.unwrap_or(planned);
         let timed = args.trace.is_some() || args.timeline.is_some();
         let options = Options { max_tokens, mode: plan.mode, split, timed, ..options };
         let experiment = experiment.pick(&plan.order);
         let busy_workgroups = setup.busy_workgroups(&plan.order);
-        Ok(Self { devices: setup.devices(&plan), context, experiment, busy_workgroups, options, split_behind })
+        Ok(Self { devices: setup.devices(&plan), context, experiment, busy_workgroups, options, planned: planned_for })
     }
 }
 
@@ -224,8 +228,9 @@ fn answer(
     let engine = session.engine().clone();
     let n_kept = session.keep_prefix(tokens);
     let mut options = plan.options.clone();
-    if session.n_cached() > 0 {
-        options.split = plan.split_behind.clone();
+    // A model with windows may have let go of what is shared.
+    if plan.planned.is_some_and(|n| n != tokens.len() - session.n_cached()) {
+        options.split = Split::Even;
     }
     let prefilled = session.generate(&tokens[n_kept..], &options);
     bars.clear();

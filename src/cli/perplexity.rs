@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use runahead::cancel::Cancel;
 use runahead::engine::{Options, Session};
 use runahead::error::Error;
+use runahead::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use super::args::{ChainArgs, ModelArgs};
@@ -35,7 +36,7 @@ pub struct PerplexityArgs {
     /// The text; `-` is stdin
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
-    /// Tokens of a window; those of its second half count
+    /// Tokens of a window, with the model's beginning of a text in front of each; those of its second half count
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = window)]
     pub window: usize,
     #[command(flatten)]
@@ -67,13 +68,15 @@ pub fn run(args: &PerplexityArgs, cancel: &Cancel) -> Result<(), Failure> {
     let (engine, bars) = open::plainly(files, &devices, &args.chain.engine, window, cancel)?;
     let mut session = engine.session()?;
     let options = Options { split: args.chain.split.split.clone(), ..Options::default() };
+    let bos = engine.tokenizer().and_then(Tokenizer::bos);
+    let windows = windows(&ids, window, bos);
     let mut losses = Vec::new();
-    for ids in ids.chunks_exact(window) {
+    for ids in &windows {
         losses.extend(self::losses(&mut session, ids, &options)?);
         bars.clear();
     }
     let report = Report {
-        windows: ids.len() / window,
+        windows: windows.len(),
         window,
         adapters: engine.adapters().map(str::to_owned).collect(),
         ..summary(&losses)
@@ -83,6 +86,14 @@ pub fn run(args: &PerplexityArgs, cancel: &Cancel) -> Result<(), Failure> {
     }
     let Report { perplexity, error, tokens, windows, .. } = report;
     output::line(&format!("perplexity {perplexity:.4} ± {error:.4} ({tokens} tokens in {windows} windows of {window})"))
+}
+
+/// The text in windows, as far as it fills them. Where it begins with `bos`, each does.
+fn windows(ids: &[u32], window: usize, bos: Option<u32>) -> Vec<Vec<u32>> {
+    match bos.filter(|&bos| ids.first() == Some(&bos)) {
+        None => ids.chunks_exact(window).map(<[u32]>::to_vec).collect(),
+        Some(bos) => ids[1..].chunks_exact(window - 1).map(|rest| [&[bos], rest].concat()).collect(),
+    }
 }
 
 /// `-ln p` of each token in the second half of a window.
@@ -114,6 +125,14 @@ fn summary(losses: &[f64]) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_window_begins_as_the_text_does() {
+        let ids = [7, 1, 2, 3, 4, 5, 6];
+        assert_eq!(windows(&ids, 3, None), [[7, 1, 2], [3, 4, 5]]);
+        assert_eq!(windows(&ids, 3, Some(9)), [[7, 1, 2], [3, 4, 5]]);
+        assert_eq!(windows(&ids, 3, Some(7)), [[7, 1, 2], [7, 3, 4], [7, 5, 6]]);
+    }
 
     #[test]
     fn equal_logits_have_the_vocabulary_as_perplexity() {

@@ -125,12 +125,15 @@ pub struct Outline {
     pub config: ModelConfig,
     /// Bytes of its weights.
     pub weights_bytes: u64,
+    /// The number format of most of them.
+    pub weights_dtype: Option<Dtype>,
 }
 
 impl Outline {
     /// Of a model whose files are open.
     pub fn of(files: &EngineBuilder) -> Self {
-        Self { config: files.config().clone(), weights_bytes: files.weights_bytes() }
+        let (weights_bytes, weights_dtype) = (files.weights_bytes(), files.weights_dtype());
+        Self { config: files.config().clone(), weights_bytes, weights_dtype }
     }
 
     /// Of random weights in one format, which need not be made for that.
@@ -140,7 +143,7 @@ impl Outline {
     pub fn synthetic(config: ModelConfig, dtype: Dtype) -> Result<Self, Failure> {
         let matrices = Shape::of(&config).n_weights() as usize;
         let weights_bytes = dtype.bytes(round_up(matrices, dtype.block_len()))? as u64;
-        Ok(Self { config, weights_bytes })
+        Ok(Self { config, weights_bytes, weights_dtype: Some(dtype) })
     }
 }
 
@@ -385,7 +388,7 @@ impl Setup {
     }
 
     fn memory(&self, context: usize) -> memory::Estimate<'_> {
-        let Outline { config, weights_bytes } = &self.outline;
+        let Outline { config, weights_bytes, .. } = &self.outline;
         memory::Estimate { config, weights_bytes: *weights_bytes, context, kv: self.kv }
     }
 

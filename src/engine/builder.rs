@@ -210,6 +210,11 @@ impl EngineBuilder {
         self.files.weights.n_parameters()
     }
 
+    /// The number format that most bytes of the model's weights have; `None` for a model without any.
+    pub fn weights_dtype(&self) -> Option<Dtype> {
+        self.files.weights.main_dtype()
+    }
+
     /// Bytes of the model's weights.
     pub fn weights_bytes(&self) -> u64 {
         self.files.weights.n_bytes()

@@ -99,10 +99,13 @@ pub struct Found {
     pub finished: bool,
 }
 
+/// Pieces that a search moves granules between, at most: sets of them are bits of a word.
+const MAX_PIECES: usize = 64;
+
 /// Searches. `progress` sees the best cut after every try.
 ///
 /// # Errors
-/// Those of the objective; [`Error::Cancelled`] only where not even the even cut was tried.
+/// Those of the objective; [`Error::Cancelled`] only where not even the even cut was tried; [`Error::Partition`] for more than 64 pieces.
 pub fn search(
     problem: &Problem,
     cancel: &Cancel,
@@ -110,6 +113,9 @@ pub fn search(
     progress: &mut dyn FnMut(&Found),
 ) -> Result<Found> {
     cancel.check()?;
+    if problem.n_pieces > MAX_PIECES {
+        return Err(Error::Partition(format!("a search among {} pieces: {MAX_PIECES} at most", problem.n_pieces)));
+    }
     let even = Split::Even.lengths(problem.past, problem.len, problem.n_pieces)?;
     let even_seconds = objective(&even)?;
     let found = Found { lengths: even, seconds: even_seconds, even_seconds, n_tried: 1, finished: false };

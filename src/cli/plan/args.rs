@@ -30,7 +30,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub gemm: GemmArgs,
     /// Models, adapters and links on paper instead: a TOML file, described in examples/study.toml
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "synthetic", "n_prompt", "devices", "split"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "synthetic", "n_prompt", "devices", "split", "prefill"])]
     pub simulate: Option<PathBuf>,
     /// Draw the study's times to the first token over the prompt length, a plot for each model, network and number of adapters
     #[arg(long, value_name = "FILE.svg")]

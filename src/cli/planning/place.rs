@@ -29,8 +29,11 @@ pub fn fingerprint(outline: &Outline, infos: &[DeviceInfo], kv: KvDtype, gemm: G
         adapters: infos.iter().map(|d| [&d.name, d.pci.as_deref().unwrap_or("")].join(" ").trim().to_owned()).collect(),
         drivers: infos.iter().map(|d| format!("{} {} {}{}", d.backend, d.driver, d.tier, products(d))).collect(),
         model: format!("{} {:?}", config.architecture, Shape::of(config)),
-        // Types differ from tensor to tensor: the sum of their sizes tells one mixture from another.
-        weights: format!("{} bytes", outline.weights_bytes),
+        // Formats differ from tensor to tensor: the sum of their sizes tells one mixture from another, and the main one those of equal sizes.
+        weights: match outline.weights_dtype {
+            Some(dtype) => format!("{} bytes, {dtype:?}", outline.weights_bytes),
+            None => format!("{} bytes", outline.weights_bytes),
+        },
         kv: format!("{kv:?}"),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }

@@ -55,6 +55,18 @@ fn a_plan_has_its_keys_and_adds_up() {
 }
 
 #[test]
+fn a_plan_refuses_what_it_would_leave_out() {
+    let many = ["cpu"; 65].join(",");
+    let search = ["--prefill", "runahead", "--split", "searched"];
+    let output = runahead(&[&["plan", "--synthetic", "tiny", "--devices", &many, "-p", "1500"], &search[..]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("65 pieces: 64 at most"), "{}", stderr(&output));
+    let study = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/study.toml");
+    let output = runahead(&["plan", "--simulate", study, "--prefill", "tsp"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn prompts_of_fewer_granules_than_pieces_are_generated_from() {
     let model = tiny();
     for n in [1, 20, 33, 48, 49] {
