@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::cancel::{Cancel, all_or_cause, or_stop};
+use crate::cancel::{Cancel, all_or_cause};
 use crate::config::ModelConfig;
 use crate::dims::{GRANULE, round_up};
 use crate::dtype::{Dtype, KvDtype, Scalar};
@@ -261,10 +261,8 @@ impl EngineBuilder {
             Opening { builder: &self, stop, progress, config: &config, gpus: &gpus, ids: &ids, context, held: &held };
         let adapters: Vec<Result<Opened>> = std::thread::scope(|scope| {
             let load = |(i, id): (usize, &DeviceId)| {
-                let (opening, name) = (&opening, id.to_string());
-                or_stop(stop, || {
-                    threads::start(scope, "load", &name, move || or_stop(stop, || opening.adapter_as_set(i)))
-                })
+                let opening = &opening;
+                threads::start(scope, ("load", &id.to_string()), stop, move || opening.adapter_as_set(i))
             };
             let loads: Vec<_> = ids.iter().enumerate().map(load).collect();
             let died = |id: &DeviceId| Error::WorkerDied { adapter: id.to_string() };

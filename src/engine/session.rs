@@ -218,7 +218,8 @@ impl Session {
             Output::Logits(mut all) => {
                 // Those of earlier tokens whose rows had to be computed come first.
                 let before = all.len().saturating_sub(tokens.len() * self.engine.config().vocab);
-                Ok(if before == 0 { all } else { all.split_off(before) })
+                all.drain(..before);
+                Ok(all)
             }
             _ => Err(Error::Partition("the schedule made no logits".to_owned())),
         }

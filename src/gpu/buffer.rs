@@ -117,8 +117,8 @@ impl Buffer {
         self.0.id
     }
 
-    pub(super) fn handles(&self) -> Option<&Arc<Handles>> {
-        self.0.handles.as_ref()
+    pub(super) fn handles(&self) -> Option<&Handles> {
+        self.0.handles.as_deref()
     }
 
     pub(super) fn raw(&self) -> &wgpu::Buffer {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cancel::{Cancel, Wait, all_or_cause, or_stop};
+use crate::cancel::{Cancel, Wait, all_or_cause};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::Cpu;
 use crate::runahead::board::{Board, Record, Retention};
@@ -119,8 +119,7 @@ pub fn prefill(nodes: &mut [&mut dyn Node], schedule: &Schedule, request: Reques
                     Ok(log)
                 };
                 // An error or a panic here must wake all others at once.
-                let what = format!("worker {me}");
-                or_stop(stop, || threads::start(scope, &what, node.name(), move || or_stop(stop, body)))
+                threads::start(scope, (&format!("worker {me}"), node.name()), stop, body)
             })
             .collect();
         let join = |(i, worker): (usize, Result<std::thread::ScopedJoinHandle<'_, Result<ShareLog>>>)| {

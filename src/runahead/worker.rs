@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::cancel::{Wait, or_stop};
+use crate::cancel::Wait;
 use crate::dims::Piece;
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, Phase};
@@ -72,9 +72,9 @@ pub fn run<K: Kernels>(
     let n_rows = job.schedule.n_rows(job.me) as u64;
     let done = move |stage: usize| (job.progress)(n_rows * stage as u64);
     std::thread::scope(|scope| {
-        let courier = threads::start(scope, "courier", name, move || {
-            // A worker that waits for rows to leave has to hear that nobody moves them any more.
-            or_stop(&job.wait.cancel, || courier::run(model, job, &landing, tell, &done))
+        // A worker that waits for rows to leave has to hear that nobody moves them any more.
+        let courier = threads::start(scope, ("courier", name), &job.wait.cancel, move || {
+            courier::run(model, job, &landing, tell, &done)
         })?;
         if job.schedule.n_adapters() > 1 {
             link::begin(&**model.kernels(), &job.wait)?;

@@ -160,7 +160,7 @@ fn random(bytes: usize, dtype: Dtype, seed: u64, width: usize) -> Result<Vec<u8>
     let pattern = Pattern::new(dtype, 1.0 / (width as f64).sqrt());
     let chunk_bytes = CHUNK_BLOCKS * dtype.block_bytes();
     let n_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    threads::share(n_threads, out.chunks_mut(chunk_bytes).enumerate(), |(i, chunk)| {
+    threads::for_each(n_threads, out.chunks_mut(chunk_bytes).enumerate(), |(i, chunk)| {
         pattern.fill(chunk, SplitMix64::new(seed, i as u64));
     });
     Ok(out)

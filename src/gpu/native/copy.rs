@@ -45,7 +45,7 @@ pub fn copy_to(to: wgpu::WriteOnly<'_, [u8]>, from: &[u8]) {
 pub fn touch(memory: &mut [u8]) {
     let n = threads_for(memory.len());
     let part = memory.len().div_ceil(n).next_multiple_of(PAGE).max(1);
-    threads::share(n, memory.chunks_mut(part), |part| part.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0));
+    threads::for_each(n, memory.chunks_mut(part), |part| part.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0));
 }
 
 /// Half of the processors at most: workers and couriers of other adapters are at it as well.
@@ -65,7 +65,7 @@ fn copy_with(threads: usize, mut to: wgpu::WriteOnly<'_, [u8]>, from: &[u8]) {
     let start = Place(to.as_raw_element_ptr());
     // SAFETY: each part of `from` begins inside it, and `to` is as long.
     let parts = from.chunks(part).enumerate().map(move |(i, from)| (unsafe { start.behind(i * part) }, from));
-    threads::share(threads, parts, |(Place(place), from)| {
+    threads::for_each(threads, parts, |(Place(place), from)| {
         // SAFETY: the bytes are part of `to`, which nobody else touches before this function returns; the parts do not overlap, and `from`, which is
         // borrowed beside a mutable borrow of `to`, does not either.
         unsafe { place.copy_from_nonoverlapping(NonNull::from(from).cast(), from.len()) };

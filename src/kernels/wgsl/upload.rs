@@ -9,7 +9,7 @@ use super::matrix::{Matrix, Part, Plan};
 use super::planes::RowBytes;
 use super::tensor::Args;
 use crate::cancel::{Cancel, Wait, all_or_cause, or_stop};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Gpu, HostCopy, HostMemory, Transfers};
 use crate::kernels::MatrixSource;
 use crate::threads;
@@ -76,7 +76,7 @@ pub(super) fn upload(
         let mut started = Vec::new();
         let made = or_stop(&stop, || {
             for work in work {
-                started.push(threads::start(scope, "upload", &gpu.info().name, || or_stop(&stop, work))?);
+                started.push(threads::start(scope, ("upload", &gpu.info().name), &stop, work)?);
             }
             let wait = Wait::new(&stop);
             let upload = |(i, plan): (usize, _)| {
@@ -91,9 +91,10 @@ pub(super) fn upload(
         drop(runs);
         let died = |_| Err(Args("matrix").error("a thread died"));
         let ends: Vec<_> = started.into_iter().map(|thread| thread.join().unwrap_or_else(died)).collect();
-        let (made, end) = made.map_or_else(|e| (Vec::new(), Err(e)), |made| (made, Ok(())));
-        all_or_cause(std::iter::once(end).chain(ends))?;
-        Ok(made)
+        match (made, all_or_cause(ends)) {
+            (Ok(_) | Err(Error::Cancelled), Err(cause)) => Err(cause),
+            (made, _) => made,
+        }
     })
 }
 
@@ -249,7 +250,6 @@ impl Carrier<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
     use crate::dtype::Dtype;
     use crate::gpu::Opening;
     use crate::gpu::tests::{adapter, read};
